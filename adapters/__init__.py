@@ -1,0 +1,1 @@
+"""How a domain looks to the model: channels, classes, overlap."""

@@ -1,0 +1,1 @@
+"""The steps, callable without any server."""

@@ -1,0 +1,230 @@
+"""One YAML a run: what the data is, which model, how long to train, how to predict, where to track.
+
+The same models are the Prefect flows' parameters, so the form in the Prefect page and the file on disk are one
+thing. Unknown keys are errors with a suggestion; relative paths are meant from the file's own folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adapters.errors import InputError
+
+SAMPLE = "sample:"  # `sample:NAME/MEMBER` names a file of a published sample package (pipelines.samples)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabelSettings(Strict):
+    """How a label file is read; see `pipelines.annotations.LabelOptions`."""
+
+    class_column: str | None = Field(None, description="column or key that holds the class")
+    default_class: str | None = Field(None, description="class of every object where no column tells it")
+    buffer_m: float | None = Field(None, gt=0, description="half width of a line, metres")
+    boxes: Literal["ellipse", "box"] = Field("ellipse", description="how a box label is filled")
+    outside: Literal["ignore", "background"] = Field(
+        "background", description="pixels beyond the labelled extent"
+    )
+    layer: str | None = Field(None, description="layer of a file that has several")
+
+
+class DataItem(Strict):
+    """One scene with its labels. `role` fixes its part; `auto` leaves it to `split`."""
+
+    source: str
+    labels: str | None = None
+    label_options: LabelSettings = LabelSettings()
+    role: Literal["auto", "train", "validation", "test"] = "auto"
+
+
+class SplitOptions(Strict):
+    """Split by place: one scene is cut along an axis, several scenes are dealt out whole."""
+
+    validation: float = Field(0.15, ge=0, lt=1)
+    test: float = Field(0.25, ge=0, lt=1)
+    axis: Literal["longest", "rows", "columns"] = "longest"
+    gap: int = Field(0, ge=0, description="pixels left out between the parts of one scene")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> SplitOptions:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must be below 1, or nothing is left to train on")
+        return self
+
+
+class ModelOptions(Strict):
+    """A preset of `maskformer.config.PRESETS`, changed by `overrides`; `weights` start the backbone."""
+
+    preset: str = "maskformer-resnet50"
+    overrides: dict[str, Any] = {}
+    weights: str | None = Field(
+        None, description="`sample:efficientnet_lite0`, `timm` (its hub), a .safetensors file, or nothing"
+    )
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TrainOptions(Strict):
+    """Length is `minutes` of wall-clock or `steps`, not both; the schedule ends with it either way."""
+
+    minutes: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, gt=0)
+    batch: int = Field(4, gt=0)
+    accumulate: int = Field(1, gt=0, description="batches per optimiser step")
+    crop: int = Field(384, gt=0, multiple_of=32, description="side of a training crop, pixels")
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    learning_rate: float = Field(1e-4, gt=0)
+    backbone_multiplier: float = Field(0.1, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the rate rises")
+    power: float = Field(0.9, gt=0, description="of the polynomial decay")
+    clip: float | None = Field(0.1, gt=0, description="largest gradient norm")
+    ema: float | None = Field(
+        0.999, gt=0, lt=1, description="decay of the averaged weights; none turns it off"
+    )
+    augment: tuple[str, ...] = ("flip", "rotate", "scale", "colour")
+    workers: int = Field(1, ge=0)
+    log_every: int = Field(5, gt=0, description="steps between rows of the history")
+    checkpoint_minutes: float = Field(2.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainOptions:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("give either `minutes` or `steps`")
+        return self
+
+
+class PredictOptions(Strict):
+    """How a scene is cut, predicted and put together. `None` takes the adapter's or the bundle's value."""
+
+    tile: int | None = Field(None, gt=0, description="tile side, pixels")
+    overlap: int | None = Field(None, ge=0, description="pixels neighbouring tiles share")
+    task: Literal["semantic", "instance", "panoptic"] = "instance"
+    score: float = Field(0.5, ge=0, le=1, description="objects below are left out")
+    min_area: int = Field(4, ge=0, description="objects smaller than this many pixels are left out")
+    tta: Literal["none", "flip"] = "none"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    batch: int = Field(1, gt=0)
+    aoi: str | None = Field(
+        None, description="polygons; only tiles that touch them are predicted, and results are clipped"
+    )
+
+
+class TrackingOptions(Strict):
+    uri: str | None = Field(None, description="MLflow; default MLFLOW_TRACKING_URI, else ./mlflow.db")
+    experiment: str = "maskbridge"
+    register_as: str | None = Field(None, description="name in the model registry")
+    alias: str | None = "challenger"
+
+
+class RunConfig(Strict):
+    """Everything a run needs. `adapter` is `DomainAdapter.to_dict()` inline, or a JSON file's path."""
+
+    name: str = "run"
+    adapter: dict[str, Any] | str
+    data: tuple[DataItem, ...] = Field(min_length=1)
+    split: SplitOptions = SplitOptions()
+    model: ModelOptions = ModelOptions()
+    train: TrainOptions = TrainOptions(minutes=10)
+    predict: PredictOptions = PredictOptions()
+    tracking: TrackingOptions = TrackingOptions()
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read and check a run config. Raises InputError: one line that names the file, the key and what was expected."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: expected `key: value` lines, as `maskbridge plan` writes them")
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error, RunConfig)}") from None
+    return _paths_from(config, path.resolve().parent)
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write `config` so that `load_config` gives it back."""
+    text = yaml.safe_dump(
+        config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+    )
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for all faults pydantic found, each with its key and, for a typo, the nearest known key."""
+    return "; ".join(_explain_one(dict(item), model) for item in error.errors())
+
+
+def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(model, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
+        return f"unknown key `{where}`; {hint}"
+    if item["type"] == "missing":
+        return f"`{where}` is missing"
+    got = "" if isinstance(item.get("input"), (dict, list)) else f", got {item.get('input')!r}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"`{where}`: {message}{got}" if where else message
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the nested model that `loc` leads to."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            nested = next(_models_in(model.model_fields[part].annotation), None)
+            if nested is None:
+                return []
+            model = nested
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)
+
+
+def _paths_from(config: RunConfig, folder: Path) -> RunConfig:
+    """Make relative paths absolute, as seen from the config's folder."""
+
+    def absolute(path: str | None) -> str | None:
+        if path is None or path.startswith(SAMPLE) or "://" in path or path.startswith("/vsi"):
+            return path
+        return str(folder / path)
+
+    data = tuple(
+        item.model_copy(update={"source": absolute(item.source), "labels": absolute(item.labels)})
+        for item in config.data
+    )
+    weights = config.model.weights
+    if weights not in (None, "timm"):
+        weights = absolute(weights)
+    adapter = absolute(config.adapter) if isinstance(config.adapter, str) else config.adapter
+    return config.model_copy(
+        update={
+            "data": data,
+            "model": config.model.model_copy(update={"weights": weights}),
+            "adapter": adapter,
+            "predict": config.predict.model_copy(update={"aoi": absolute(config.predict.aoi)}),
+        }
+    )
