@@ -1,7 +1,7 @@
 """One YAML a run: what the data is, which model, how long to train, how to predict, where to track.
 
-The same models are the Prefect flows' parameters, so the form in the Prefect page and the file on disk are one
-thing. Unknown keys are errors with a suggestion; relative paths are meant from the file's own folder.
+The same models are the Prefect flows' parameters, so the form in the Prefect page and the file on disk are
+one thing. Unknown keys are errors with a suggestion; relative paths are meant from the file's own folder.
 """
 
 from __future__ import annotations
@@ -116,9 +116,7 @@ class PredictOptions(Strict):
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     batch: int = Field(1, gt=0)
-    aoi: str | None = Field(
-        None, description="polygons; only tiles that touch them are predicted, and results are clipped"
-    )
+    aoi: str | None = Field(None, description="polygons; results are clipped to them")
 
 
 class TrackingOptions(Strict):
@@ -142,7 +140,7 @@ class RunConfig(Strict):
 
 
 def load_config(path: str | Path) -> RunConfig:
-    """Read and check a run config. Raises InputError: one line that names the file, the key and what was expected."""
+    """Read and check a run config. Raises InputError: one line that names the file, the key and the fault."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -169,7 +167,10 @@ def save_config(config: RunConfig, path: str | Path) -> None:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line for all faults pydantic found, each with its key and, for a typo, the nearest known key."""
-    return "; ".join(_explain_one(dict(item), model) for item in error.errors())
+    items = [dict(item) for item in error.errors()]
+    # A list whose items are wrong is also "too short": only the items' own faults help.
+    telling = [item for item in items if item["type"] != "too_short"] or items
+    return "; ".join(_explain_one(item, model) for item in telling)
 
 
 def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
