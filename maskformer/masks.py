@@ -1,0 +1,650 @@
+"""MaskSet: N objects on one canvas, which may overlap. The currency of the whole project.
+
+Objects are stored as row runs in one CSR layout: `runs[offsets[i]:offsets[i + 1]]` are the runs of object i, rows
+`(row, start, stop)` on a picture and `(slice, row, start, stop)` in a volume. So cropping, shifting, uniting, areas and
+IoU are vectorised and cost what the objects cost, not what the canvas costs. The form is unique (runs sorted, never
+touching), and equality of arrays is equality of sets. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maskformer import runs as rle
+
+LONG_OBJECT = 4096  # runs from which a crop searches its rows by bisection instead of looking at all of them
+PAINT_PIXELS = 1 << 24  # pixels expanded at once while painting: 128 MiB of indices
+
+
+class MaskSet:
+    """N possibly overlapping masks with a class index, a score and a stable id each; immutable.
+
+    runs: (R, ndim + 1) int32; offsets: (N + 1,) int64; labels: (N,) class indices; scores: (N,) float32, 1 by default.
+    Runs of an object that come unsorted, touching or overlapping are brought into the unique form. Raises ValueError
+    where shapes do not fit or a run leaves the canvas.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        runs: ArrayLike,
+        offsets: ArrayLike,
+        labels: ArrayLike,
+        scores: ArrayLike | None = None,
+    ) -> None:
+        canvas = tuple(int(n) for n in shape)
+        if len(canvas) < 2 or min(canvas) < 0 or max(canvas) >= 2**31:
+            raise ValueError(
+                f"expected a canvas of at least two axes, each 0 to 2**31 - 1 long, got {canvas}"
+            )
+        run_array = np.array(runs, np.int32, ndmin=2).reshape(-1, len(canvas) + 1) if np.size(runs) else None
+        if run_array is None:
+            run_array = np.zeros((0, len(canvas) + 1), np.int32)
+        elif np.shape(runs)[-1] != len(canvas) + 1:
+            raise ValueError(
+                f"expected runs of {len(canvas) + 1} columns on canvas {canvas}, got {np.shape(runs)}"
+            )
+        offset_array = np.array(offsets, np.int64)
+        if offset_array.ndim != 1 or not len(offset_array) or offset_array[0] != 0:
+            raise ValueError(f"expected offsets (N + 1,) that begin with 0, got {offset_array}")
+        if offset_array[-1] != len(run_array) or np.any(np.diff(offset_array) < 0):
+            raise ValueError(
+                f"expected rising offsets that end with {len(run_array)} runs, got {offset_array}"
+            )
+        _check_inside(canvas, run_array)
+        self._fill(canvas, run_array, offset_array, labels, scores)
+        start, stop = self._flat()
+        inside = np.ones(max(len(start) - 1, 0), bool)
+        borders = self._offsets[1:-1]
+        inside[borders[(borders > 0) & (borders < len(start))] - 1] = False
+        if np.any(start[1:][inside] <= stop[:-1][inside]):
+            owner, start, stop = rle.merge(self._owners(), start, stop, self._flat_size)
+            tidy = _from_flat(canvas, start, stop)
+            self._fill(canvas, tidy, rle.offsets_of(owner, len(self)), labels, scores)
+
+    def _fill(
+        self,
+        shape: tuple[int, ...],
+        runs: NDArray,
+        offsets: NDArray,
+        labels: ArrayLike,
+        scores: ArrayLike | None,
+    ) -> None:
+        count = len(offsets) - 1
+        label_array = np.array(labels).reshape(-1) if np.size(labels) else np.zeros(0, np.int64)
+        if label_array.dtype.kind not in "iu":
+            raise ValueError(f"expected labels that are integer class indices, got {label_array.dtype}")
+        score_array = (
+            np.ones(count, np.float32) if scores is None else np.array(scores, np.float32).reshape(-1)
+        )
+        if len(label_array) != count or len(score_array) != count:
+            raise ValueError(
+                f"expected {count} labels and scores, got {len(label_array)} labels and {len(score_array)} scores"
+            )
+        if not np.isfinite(score_array).all():
+            raise ValueError("expected finite scores, got NaN or infinity")
+        self._shape = shape
+        self._runs = _readonly(np.ascontiguousarray(runs, np.int32))
+        self._offsets = _readonly(np.ascontiguousarray(offsets, np.int64))
+        self._labels = _readonly(label_array.astype(np.int64))
+        self._scores = _readonly(score_array)
+
+    @classmethod
+    def _trusted(
+        cls,
+        shape: tuple[int, ...],
+        runs: NDArray,
+        offsets: NDArray,
+        labels: NDArray,
+        scores: NDArray | None,
+    ) -> MaskSet:
+        """A set whose runs are already in the unique form."""
+        made = cls.__new__(cls)
+        made._fill(shape, runs, offsets, labels, scores)
+        return made
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, (self._shape, self._runs, self._offsets, self._labels, self._scores)
+
+    # ------------------------------------------------------------------ making
+
+    @classmethod
+    def empty(cls, shape: Sequence[int]) -> MaskSet:
+        """No objects on a canvas of `shape`."""
+        return cls(shape, np.zeros((0, len(shape) + 1), np.int32), [0], np.zeros(0, np.int64))
+
+    @classmethod
+    def from_dense(cls, masks: ArrayLike, labels: ArrayLike, scores: ArrayLike | None = None) -> MaskSet:
+        """masks (N, *shape), nonzero = inside; order kept, empty masks become objects of area 0."""
+        dense = np.asarray(masks)
+        if dense.ndim < 3:
+            raise ValueError(
+                f"expected masks (N, height, width) or (N, depth, height, width), got {dense.shape}"
+            )
+        dense = dense if dense.dtype == bool else dense != 0
+        count, shape = len(dense), dense.shape[1:]
+        line, start, stop = rle.lines_to_runs(dense.reshape(int(np.prod(dense.shape[:-1])), shape[-1]))
+        lines = int(np.prod(shape[:-1]))
+        owner, line = np.divmod(line, max(lines, 1))
+        found = _columns(shape, line, start, stop)
+        return cls._trusted(shape, found, rle.offsets_of(owner, count), np.asarray(labels), _optional(scores))
+
+    @classmethod
+    def from_label_map(cls, label_map: ArrayLike, labels: Mapping[int, int] | None = None) -> MaskSet:
+        """Every nonzero value of an integer map is one object, in order of value.
+
+        `labels` gives the class index of each value (class 0 for all without it); a value it lacks is a ValueError.
+        """
+        values = np.asarray(label_map)
+        if values.ndim < 2 or values.dtype.kind not in "iub":
+            raise ValueError(
+                f"expected an integer map of two or three axes, got {values.dtype} {values.shape}"
+            )
+        shape, flat = values.shape, values.reshape(-1, values.shape[-1])
+        edge = np.ones((len(flat), shape[-1] + 1), bool)
+        edge[:, 1:-1] = flat[:, 1:] != flat[:, :-1]
+        line, column = np.divmod(np.flatnonzero(edge), shape[-1] + 1)
+        begin = column < shape[-1]
+        line, start, stop = line[begin], column[begin], column[np.flatnonzero(begin) + 1]
+        value = flat[line, start]
+        kept = np.flatnonzero(value != 0)
+        names, owner = np.unique(value[kept], return_inverse=True)
+        if labels is None:
+            classes = np.zeros(len(names), np.int64)
+        else:
+            unknown = [int(v) for v in names if int(v) not in labels]
+            if unknown:
+                raise ValueError(f"expected a class for every value of the map, got none for {unknown[:10]}")
+            classes = np.array([labels[int(v)] for v in names], np.int64)
+        kept = kept[np.argsort(owner, kind="stable")]
+        found = _columns(shape, line[kept], start[kept], stop[kept])
+        return cls._trusted(shape, found, rle.offsets_of(owner, len(names)), classes, None)
+
+    @classmethod
+    def concatenate(cls, sets: Sequence[MaskSet]) -> MaskSet:
+        """The objects of several sets on the same canvas, in order."""
+        if not sets:
+            raise ValueError("expected at least one MaskSet to concatenate, got none")
+        shapes = {one.shape for one in sets}
+        if len(shapes) > 1:
+            raise ValueError(f"expected sets on one canvas, got canvases {sorted(shapes)}")
+        counts = np.concatenate([np.diff(one._offsets) for one in sets])
+        return cls._trusted(
+            sets[0].shape,
+            np.concatenate([one._runs for one in sets]),
+            np.concatenate([[0], np.cumsum(counts)]),
+            np.concatenate([one._labels for one in sets]),
+            np.concatenate([one._scores for one in sets]),
+        )
+
+    @classmethod
+    def from_coco_rle(
+        cls,
+        rles: Sequence[Mapping],
+        labels: ArrayLike,
+        scores: ArrayLike | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> MaskSet:
+        """Masks in COCO run lengths (`{"size": [h, w], "counts": str | bytes | list}`); `shape` for an empty list."""
+        sizes = {tuple(int(n) for n in one["size"]) for one in rles} | (
+            {tuple(shape)} if shape is not None else set()
+        )
+        if len(sizes) != 1:
+            raise ValueError(f"expected run lengths of one canvas size, got {sorted(sizes)}")
+        height, width = sizes.pop()
+        owners, starts, stops = [], [], []
+        for number, one in enumerate(rles):
+            counts = one["counts"]
+            counts = (
+                rle.decode_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
+            )
+            edges = np.cumsum(counts)
+            if np.any(counts < 0) or (edges[-1] if len(edges) else 0) != height * width:
+                raise ValueError(
+                    f"expected counts that add up to {height} x {width}, got {counts.sum()} in {number}"
+                )
+            edges = edges if len(edges) % 2 == 0 else edges[:-1]
+            owners.append(np.full(len(edges) // 2, number))
+            starts.append(edges[0::2])
+            stops.append(edges[1::2])
+        count = len(rles)
+        if not count:
+            return cls._trusted(
+                (height, width), np.zeros((0, 3)), np.zeros(1), np.asarray(labels), _optional(scores)
+            )
+        owner, start, stop = np.concatenate(owners), np.concatenate(starts), np.concatenate(stops)
+        pixels = rle.expand(start, stop - start)
+        owner = np.repeat(owner, stop - start)
+        column, row = np.divmod(pixels, height)
+        flat = row * (width + 1) + column
+        owner, start, stop = rle.merge(owner, flat, flat + 1, height * (width + 1))
+        found = _from_flat((height, width), start, stop)
+        return cls._trusted(
+            (height, width), found, rle.offsets_of(owner, count), np.asarray(labels), _optional(scores)
+        )
+
+    # ------------------------------------------------------------------ what is in it
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The canvas, (height, width) or (depth, height, width)."""
+        return self._shape
+
+    @property
+    def runs(self) -> NDArray[np.int32]:
+        """(R, ndim + 1) rows `(row, start, stop)` or `(slice, row, start, stop)`, half-open."""
+        return self._runs
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(N + 1,) where each object's runs begin."""
+        return self._offsets
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) class indices."""
+        return self._labels
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """(N,) confidence, 1 where none was given."""
+        return self._scores
+
+    @cached_property
+    def areas(self) -> NDArray[np.int64]:
+        """(N,) pixels."""
+        return _readonly(rle.segment_sums(self._runs[:, -1] - self._runs[:, -2], self._offsets))
+
+    @cached_property
+    def boxes(self) -> NDArray[np.int64]:
+        """(N, 2 * ndim) half-open bounding boxes `[start..., stop...]`; zeros for an empty object."""
+        ndim = len(self._shape)
+        boxes = np.zeros((len(self), 2 * ndim), np.int64)
+        filled = np.flatnonzero(np.diff(self._offsets))
+        if len(filled):
+            first = self._offsets[filled]
+            for axis in range(ndim):
+                last = -1 if axis == ndim - 1 else axis
+                boxes[filled, axis] = np.minimum.reduceat(self._runs[:, axis], first)
+                boxes[filled, ndim + axis] = np.maximum.reduceat(self._runs[:, last], first) + (
+                    axis < ndim - 1
+                )
+        return _readonly(boxes)
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """(N,) 63-bit ids: a hash of the class, the first pixel and, among objects that share both, their rank.
+
+        They depend on geometry in canvas coordinates only, not on order, scores or the canvas size.
+        """
+        order, pixels = self._canonical_order, self._first_pixels
+        rank = np.zeros(len(self), np.int64)
+        if len(self):
+            key = np.column_stack([pixels, self._labels])[order]
+            fresh = np.ones(len(self), bool)
+            fresh[1:] = (key[1:] != key[:-1]).any(axis=1)
+            position = np.arange(len(self))
+            rank[order] = position - np.maximum.accumulate(np.where(fresh, position, 0))
+        mixed = np.zeros(len(self), np.uint64)
+        for part in (self._labels, *pixels.T, rank):
+            mixed = _mix(mixed ^ part.astype(np.uint64))
+        return _readonly((mixed >> np.uint64(1)).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int | slice | ArrayLike) -> MaskSet:
+        """The chosen objects as a set: by number, slice, integer array (repeats allowed) or boolean array (N,)."""
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"expected an object number below {len(self)}, got {index}")
+            chosen = np.array([index]) % len(self)
+        elif isinstance(index, slice):
+            chosen = np.arange(len(self))[index]
+        else:
+            chosen = np.asarray(index) if np.size(index) else np.zeros(0, np.int64)
+            if chosen.dtype == bool and chosen.shape != (len(self),):
+                raise ValueError(f"expected a boolean array of {len(self)}, got {chosen.shape}")
+            chosen = np.arange(len(self))[chosen]
+        counts = np.diff(self._offsets)[chosen]
+        return MaskSet._trusted(
+            self._shape,
+            self._runs[rle.expand(self._offsets[chosen], counts)],
+            np.concatenate([[0], np.cumsum(counts)]),
+            self._labels[chosen],
+            self._scores[chosen],
+        )
+
+    def __repr__(self) -> str:
+        return f"MaskSet({len(self)} objects on {'x'.join(map(str, self._shape))})"
+
+    def __eq__(self, other: object) -> bool:
+        """Exact: canvas, runs, labels, scores and order."""
+        if not isinstance(other, MaskSet):
+            return NotImplemented
+        return self._shape == other._shape and all(
+            np.array_equal(mine, theirs)
+            for mine, theirs in (
+                (self._offsets, other._offsets),
+                (self._labels, other._labels),
+                (self._scores, other._scores),
+                (self._runs, other._runs),
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def same_set(self, other: MaskSet) -> bool:
+        """Equal but for the order of the objects."""
+        return self.canonical() == other.canonical()
+
+    # ------------------------------------------------------------------ changing
+
+    def with_labels(self, labels: ArrayLike) -> MaskSet:
+        """The same masks with other class indices (N,)."""
+        return MaskSet._trusted(self._shape, self._runs, self._offsets, np.asarray(labels), self._scores)
+
+    def with_scores(self, scores: ArrayLike) -> MaskSet:
+        """The same masks with other scores (N,)."""
+        return MaskSet._trusted(self._shape, self._runs, self._offsets, self._labels, np.asarray(scores))
+
+    def canonical(self) -> MaskSet:
+        """Sorted by first pixel, class, area, runs, score: the order of every file."""
+        return self[self._canonical_order]
+
+    def crop(self, window: Sequence[slice]) -> MaskSet:
+        """The part inside `window` (one slice an axis) in the window's coordinates; order kept, empty ones dropped."""
+        if len(window) != len(self._shape):
+            raise ValueError(f"expected a window of {len(self._shape)} slices, got {len(window)}")
+        if any(part.step not in (None, 1) for part in window):
+            raise ValueError(f"expected a window of steps 1, got {tuple(window)}")
+        bounds = np.array([part.indices(n)[:2] for part, n in zip(window, self._shape, strict=True)])
+        low, high = bounds[:, 0], np.maximum(bounds[:, 0], bounds[:, 1])
+        ndim = len(self._shape)
+        near = ((self.boxes[:, :ndim] < high) & (self.boxes[:, ndim:] > low)).all(axis=1)
+        chosen = np.flatnonzero(near)
+        first, last = self._offsets[chosen].copy(), self._offsets[chosen + 1].copy()
+        for n in np.flatnonzero(last - first > LONG_OBJECT):  # first axis is sorted inside an object
+            rows = self._runs[first[n] : last[n], 0]
+            first[n], last[n] = first[n] + np.searchsorted(rows, [low[0], high[0]])
+        owner = np.repeat(np.arange(len(chosen)), last - first)
+        found = self._runs[rle.expand(first, last - first)]
+        inside = (found[:, -2] < high[-1]) & (found[:, -1] > low[-1])
+        for axis in range(ndim - 1):
+            inside &= (found[:, axis] >= low[axis]) & (found[:, axis] < high[axis])
+        found, owner = found[inside], owner[inside]
+        found[:, :-2] -= low[:-1].astype(np.int32)
+        found[:, -2] = np.maximum(found[:, -2], low[-1]) - low[-1]
+        found[:, -1] = np.minimum(found[:, -1], high[-1]) - low[-1]
+        kept, owner = np.unique(owner, return_inverse=True)
+        return MaskSet._trusted(
+            tuple(int(n) for n in high - low),
+            found,
+            rle.offsets_of(owner, len(kept)),
+            self._labels[chosen[kept]],
+            self._scores[chosen[kept]],
+        )
+
+    def place(self, shape: Sequence[int], offset: Sequence[int]) -> MaskSet:
+        """The same objects on a canvas of `shape`, moved by `offset`; ValueError where one would leave it."""
+        if len(shape) != len(self._shape) or len(offset) != len(self._shape):
+            raise ValueError(
+                f"expected shape and offset of {len(self._shape)} axes, got {shape} and {offset}"
+            )
+        moved = self._runs + np.array([*offset, offset[-1]], np.int64)
+        canvas = tuple(int(n) for n in shape)
+        _check_inside(canvas, moved)
+        return MaskSet._trusted(canvas, moved, self._offsets, self._labels, self._scores)
+
+    def union(self, groups: ArrayLike) -> MaskSet:
+        """One object for every value of `groups` (N,), in rising order: the union of its members.
+
+        Class of the largest member (the lower class among equals), score weighted by the members' areas (the plain mean
+        where all are empty). Sums are made in the order of the set.
+        """
+        group = np.asarray(groups)
+        if group.shape != (len(self),) or (group.dtype.kind not in "iu" and len(self)):
+            raise ValueError(f"expected {len(self)} integer groups, got {group.dtype} {group.shape}")
+        names, member = np.unique(group, return_inverse=True)
+        start, stop = self._flat()
+        owner, start, stop = rle.merge(
+            np.repeat(member, np.diff(self._offsets)), start, stop, self._flat_size
+        )
+        largest = np.lexsort((self._labels, -self.areas, member))
+        first = np.ones(len(self), bool)
+        first[1:] = np.diff(member[largest]) > 0
+        weight = self.areas.astype(np.float64)
+        hollow = np.bincount(member, weight, len(names)) == 0
+        weight[hollow[member]] = 1.0
+        score = np.bincount(member, weight * self._scores, len(names)) / np.bincount(
+            member, weight, len(names)
+        )
+        return MaskSet._trusted(
+            self._shape,
+            _from_flat(self._shape, start, stop),
+            rle.offsets_of(owner, len(names)),
+            self._labels[largest[first]],
+            score.astype(np.float32),
+        )
+
+    # ------------------------------------------------------------------ comparing
+
+    def overlaps(self, other: MaskSet) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """All pairs that share a pixel: `(i, j, pixels)`, sorted; costs the runs that meet, not N x M."""
+        if self._shape != other._shape:
+            raise ValueError(f"expected two sets on one canvas, got {self._shape} and {other._shape}")
+        a_owner, a_start, a_stop = self._by_position()
+        b_owner, b_start, b_stop = other._by_position()
+        i, j = rle.overlapping_pairs(a_start, a_stop, b_start, b_stop)
+        shared = np.minimum(a_stop[i], b_stop[j]) - np.maximum(a_start[i], b_start[j])
+        return rle.sum_pairs(a_owner[i], b_owner[j], shared, len(other))
+
+    def intersections(self, other: MaskSet) -> NDArray[np.int64]:
+        """(N, M) shared pixels."""
+        i, j, pixels = self.overlaps(other)
+        table = np.zeros((len(self), len(other)), np.int64)
+        table[i, j] = pixels
+        return table
+
+    def iou(self, other: MaskSet) -> NDArray[np.float64]:
+        """(N, M) intersection over union; 0 where both are empty."""
+        shared = self.intersections(other)
+        united = self.areas[:, None] + other.areas[None, :] - shared
+        return np.divide(shared, united, out=np.zeros(shared.shape), where=united > 0)
+
+    # ------------------------------------------------------------------ showing
+
+    def to_dense(self) -> NDArray[np.bool_]:
+        """(N, *shape) bool."""
+        start, stop = self._flat()
+        base = self._owners() * self._flat_size
+        steps = np.zeros(len(self) * self._flat_size, np.int8)
+        steps[base + start] = 1
+        steps[base + stop] = -1
+        np.cumsum(steps, out=steps)
+        padded = steps.view(bool).reshape(len(self), *self._shape[:-1], self._shape[-1] + 1)
+        return np.ascontiguousarray(padded[..., :-1])
+
+    def to_label_map(self) -> NDArray[np.int32]:
+        """int32 map of `shape`: 1..N by position in the set, later objects on top, 0 where there is none."""
+        return self._paint(np.arange(len(self)))
+
+    def layers(self) -> list[NDArray[np.int32]]:
+        """Few label maps (values 1..N by position in the set) in each of which no objects overlap; lossless.
+
+        Colours the graph of overlaps, most constrained object first (DSATUR, Brelaz 1979): exact for two layers, and in
+        practice as many maps as the deepest pile of objects. No objects give no maps.
+        """
+        i, j, _ = self.overlaps(self)
+        colour = colour_graph(i[i != j], j[i != j], len(self))
+        return [self._paint(np.flatnonzero(colour == c)) for c in range(colour.max(initial=-1) + 1)]
+
+    def to_coco_rle(self) -> list[dict]:
+        """COCO run lengths of every object, compressed: `{"size": [h, w], "counts": str}`; pictures only."""
+        if len(self._shape) != 2:
+            raise ValueError(f"expected a picture for COCO run lengths, got a canvas {self._shape}")
+        height, width = self._shape
+        pieces: list[NDArray] = []
+        for number, (top, left, bottom, right) in enumerate(self.boxes):
+            alone = self[number].crop((slice(top, bottom), slice(left, right)))
+            upright = alone.to_dense()[0].T if len(alone) else np.zeros((0, height), bool)
+            column, start, stop = rle.lines_to_runs(upright)
+            start, stop = (column + left) * height + start + top, (column + left) * height + stop + top
+            owner, start, stop = rle.merge(np.zeros(len(start), np.int64), start, stop, height * width + 1)
+            edges = np.column_stack([start, stop]).reshape(-1)
+            counts = np.diff(np.concatenate([[0], edges, [height * width]]))
+            pieces.append(counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts)
+        offsets = np.concatenate([[0], np.cumsum([len(one) for one in pieces])]).astype(np.int64)
+        counts = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+        return [{"size": [height, width], "counts": text} for text in rle.encode_counts(counts, offsets)]
+
+    # ------------------------------------------------------------------ inside
+
+    @property
+    def _flat_size(self) -> int:
+        return int(np.prod(self._shape[:-1], dtype=np.int64)) * (self._shape[-1] + 1)
+
+    def _owners(self) -> NDArray[np.int64]:
+        return np.repeat(np.arange(len(self)), np.diff(self._offsets))
+
+    def _flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Flat start and stop of every run (see `maskformer.runs`)."""
+        line = np.zeros(len(self._runs), np.int64)
+        for axis, length in enumerate(self._shape[:-1]):
+            line = line * length + self._runs[:, axis]
+        line *= self._shape[-1] + 1
+        return line + self._runs[:, -2], line + self._runs[:, -1]
+
+    def _by_position(self) -> tuple[NDArray, NDArray, NDArray]:
+        start, stop = self._flat()
+        order = np.argsort(start, kind="stable")
+        return self._owners()[order], start[order], stop[order]
+
+    @cached_property
+    def _first_pixels(self) -> NDArray[np.int64]:
+        """(N, ndim) coordinates of the first pixel in row-major order; -1 for an empty object."""
+        pixels = np.full((len(self), len(self._shape)), -1, np.int64)
+        filled = np.flatnonzero(np.diff(self._offsets))
+        pixels[filled] = self._runs[self._offsets[filled], :-1]
+        return pixels
+
+    @cached_property
+    def _canonical_order(self) -> NDArray[np.int64]:
+        keys = (self.areas, self._labels, *self._first_pixels.T[::-1])
+        order = np.lexsort(keys)
+        same = np.ones(max(len(self) - 1, 0), bool)
+        for key in keys:
+            same &= key[order][1:] == key[order][:-1]
+        for begin, end in _stretches(same):  # equal in all of that: rare, compared run by run
+            tied = order[begin:end].tolist()
+            order[begin:end] = sorted(tied, key=lambda n: (self._run_bytes(n), self._scores[n]))
+        return _readonly(order)
+
+    def _run_bytes(self, number: int) -> bytes:
+        """Bytes that sort as the runs do: big-endian, none is negative."""
+        return self._runs[self._offsets[number] : self._offsets[number + 1]].astype(">i4").tobytes()
+
+    def _paint(self, numbers: NDArray) -> NDArray[np.int32]:
+        canvas = np.zeros(int(np.prod(self._shape, dtype=np.int64)), np.int32)
+        width = self._shape[-1]
+        areas = np.cumsum(self.areas[numbers])
+        done = 0
+        while done < len(numbers):
+            paid = areas[done - 1] if done else 0
+            upto = max(done + 1, int(np.searchsorted(areas, paid + PAINT_PIXELS)))
+            part = self[numbers[done:upto]]
+            start, stop = part._flat()
+            pixels = rle.expand(start - start // (width + 1), stop - start)
+            canvas[pixels] = np.repeat(
+                numbers[done:upto] + 1, part.areas
+            )  # numpy: the last of equal indices stays
+            done = upto
+        return canvas.reshape(self._shape)
+
+
+def colour_graph(i: NDArray, j: NDArray, count: int) -> NDArray[np.int64]:
+    """Colours (count,) so that no pair (i, j) (given both ways) shares one; DSATUR."""
+    colour = np.full(count, -1, np.int64)
+    touched = np.unique(i)
+    colour[np.setdiff1d(np.arange(count), touched)] = 0
+    order = np.argsort(i, kind="stable")
+    offsets = rle.offsets_of(i[order], count)
+    neighbours = j[order]
+    import heapq
+
+    degree = np.diff(offsets)
+    taken: dict[int, set[int]] = {int(n): set() for n in touched}
+    heap = [(0, -int(degree[n]), int(n)) for n in touched]
+    heapq.heapify(heap)
+    while heap:
+        saturation, _, node = heapq.heappop(heap)
+        if colour[node] >= 0 or -saturation != len(taken[node]):
+            continue  # an older entry of this node
+        chosen = 0
+        while chosen in taken[node]:
+            chosen += 1
+        colour[node] = chosen
+        for other in neighbours[offsets[node] : offsets[node + 1]].tolist():
+            if colour[other] < 0 and chosen not in taken[other]:
+                taken[other].add(chosen)
+                heapq.heappush(heap, (-len(taken[other]), -int(degree[other]), other))
+    return colour
+
+
+def _rebuild(
+    shape: tuple[int, ...], runs: NDArray, offsets: NDArray, labels: NDArray, scores: NDArray
+) -> MaskSet:
+    return MaskSet._trusted(shape, runs, offsets, labels, scores)
+
+
+def _readonly(array: NDArray) -> NDArray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _optional(scores: ArrayLike | None) -> NDArray | None:
+    return None if scores is None else np.asarray(scores)
+
+
+def _columns(shape: tuple[int, ...], line: NDArray, start: NDArray, stop: NDArray) -> NDArray[np.int32]:
+    """Run rows of a line number (row-major over all axes but the last), start and stop."""
+    lead = np.unravel_index(line, shape[:-1]) if len(line) else [np.zeros(0, np.int64)] * (len(shape) - 1)
+    return np.column_stack([*lead, start, stop]).astype(np.int32)
+
+
+def _from_flat(shape: tuple[int, ...], start: NDArray, stop: NDArray) -> NDArray[np.int32]:
+    line = start // (shape[-1] + 1)
+    base = line * (shape[-1] + 1)
+    return _columns(shape, line, start - base, stop - base)
+
+
+def _check_inside(shape: tuple[int, ...], runs: NDArray) -> None:
+    if not len(runs):
+        return
+    low, high = runs.min(axis=0), runs.max(axis=0)
+    limit = np.array([*(n - 1 for n in shape[:-1]), shape[-1], shape[-1]])
+    if low.min() < 0 or (high > limit).any():
+        raise ValueError(
+            f"expected runs inside the canvas {shape}, got runs from {low.tolist()} to {high.tolist()}"
+        )
+    if (runs[:, -1] <= runs[:, -2]).any():
+        raise ValueError("expected runs with start < stop, got an empty or backward one")
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _stretches(same: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Half-open ranges of positions that are chained by `same` (N - 1,)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
+    return [(int(a), int(b) + 1) for a, b in edges.reshape(-1, 2)]
