@@ -1,0 +1,98 @@
+"""`maskbridge predict`: objects and classes of whole scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+NAME = "predict"
+EXAMPLE = (
+    "Example: maskbridge predict models:/crowns@champion scene.tif --out predictions --tile 512 --overlap 64"
+)
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Bundle folder, or models:/name@alias.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Scenes: GeoTIFF, JPEG, PNG, npz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each scene gets OUT/<its name>/.")],
+    tile: Annotated[
+        int | None, typer.Option(min=32, help="Tile side, pixels. [default: the model's]", show_default=False)
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Pixels that neighbouring tiles share. [default: the model's]", show_default=False
+        ),
+    ] = None,
+    task: Annotated[
+        Literal["semantic", "instance", "panoptic"], typer.Option(help="What is asked of the model.")
+    ] = "instance",
+    score: Annotated[float, typer.Option(min=0, max=1, help="Objects below this score are left out.")] = 0.5,
+    min_area: Annotated[
+        int, typer.Option(min=0, help="Objects smaller than this many pixels are left out.")
+    ] = 4,
+    tta: Annotated[
+        Literal["none", "flip"], typer.Option(help="Average over flipped copies (slower).")
+    ] = "none",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Number format of the forward pass.")
+    ] = "auto",
+    batch: Annotated[int, typer.Option(min=1, help="Tiles a forward pass.")] = 1,
+    aoi: Annotated[
+        Path | None, typer.Option(help="Polygons (GeoJSON, GeoPackage): only inside them.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would happen (tiles, memory, disk, time); write nothing."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT/<name>/ instead of taking OUT/<name>-2/.")
+    ] = False,
+) -> None:
+    """Predict whole scenes of any size: tiled, predicted, stitched into one set of objects.
+
+    Each scene gets OUT/<its name>/ with semantic.tif, objects.gpkg, objects.parquet, report.html and
+    run.json. Nothing is overwritten unasked, and a failing run leaves nothing half-written.
+    """
+    from pipelines.config import PredictOptions
+
+    options = PredictOptions(
+        tile=tile,
+        overlap=overlap,
+        task=task,
+        score=score,
+        min_area=min_area,
+        tta=tta,
+        device=device,
+        precision=precision,
+        batch=batch,
+        aoi=str(aoi) if aoi else None,
+    )
+    # All that can be wrong is looked at before torch is imported (2 s) and before the first scene is begun.
+    from pipelines.commands.checks import model_adapter, scene_fits, writable_folder
+
+    adapter = model_adapter(model)
+    for source in sources:
+        scene_fits(source, adapter, options)
+    if aoi is not None:
+        from pipelines.commands.checks import readable_file
+
+        readable_file(aoi)
+    if dry_run:
+        from pipelines.commands.dry_run import foresee
+
+        for source in sources:
+            typer.echo(foresee(source, model, adapter, out, options))
+        return
+    writable_folder(out)
+
+    from pipelines.commands.progress import Progress
+    from pipelines.prediction import predict_scene
+
+    with Progress() as progress:
+        for source in sources:
+            result = predict_scene(source, model, out, options, overwrite=overwrite, on_progress=progress)
+            typer.echo(str(result))

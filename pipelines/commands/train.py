@@ -1,0 +1,37 @@
+"""`maskbridge train`: train the model a run config describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NAME = "train"
+EXAMPLE = "Example: maskbridge train crowns.yaml --out runs/crowns --minutes 20"
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="Run config, as `maskbridge plan` writes it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle, metrics and checkpoints.")],
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Wall-clock instead of the config's length.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed instead of the config's.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+) -> None:
+    """Train the model a run config describes. Leaves OUT/bundle/ and OUT/metrics.json."""
+    from pipelines.commands.checks import writable_folder
+    from pipelines.config import load_config
+
+    run = load_config(config)
+    writable_folder(out)
+
+    from pipelines.commands.progress import Progress
+    from pipelines.experiments import train
+
+    with Progress() as progress:
+        bundle = train(run, out, minutes=minutes, seed=seed, resume=resume, on_progress=progress)
+    typer.echo(str(bundle))
