@@ -79,7 +79,8 @@ def run(words: list[str], debug: bool = False) -> int:
 
             traceback.print_exc()
         line, code = explain(error)
-        typer.echo(line, err=True)
+        if line:
+            typer.echo(line, err=True)
         return code
     if code == INTERRUPTED:
         typer.echo(_resume_hint(words), err=True)
@@ -92,12 +93,11 @@ def explain(error: Exception) -> tuple[str, int]:
 
     if isinstance(error, InputError):
         return f"error: {_one_line(error)}", BAD_INPUT
-    if hasattr(error, "format_message") and hasattr(
-        error, "exit_code"
-    ):  # a usage error, of click or of typer's copy
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # usage: click's or typer's own copy
         context = getattr(error, "ctx", None)
         where = f" ({context.command_path} --help shows the usage)" if context else ""
-        return f"error: {_one_line(error.format_message())}{where}", BAD_INPUT
+        fault = _one_line(error.format_message())  # empty where no argument at all was given: the help is out
+        return f"error: {fault}{where}" if fault else "", BAD_INPUT
     if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):  # pydantic, not imported here
         faults = (f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['msg']}" for e in error.errors())
         return f"error: {_one_line('; '.join(faults))}", BAD_INPUT

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from pipelines.config import PredictOptions
 
 NAME = "predict"
 EXAMPLE = (
@@ -29,7 +33,15 @@ def command(
     task: Annotated[
         Literal["semantic", "instance", "panoptic"], typer.Option(help="What is asked of the model.")
     ] = "instance",
-    score: Annotated[float, typer.Option(min=0, max=1, help="Objects below this score are left out.")] = 0.5,
+    score: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Objects below this score are left out. [default: tuned in training, else 0.5]",
+            show_default=False,
+        ),
+    ] = None,
     min_area: Annotated[
         int, typer.Option(min=0, help="Objects smaller than this many pixels are left out.")
     ] = 4,
@@ -72,22 +84,19 @@ def command(
         aoi=str(aoi) if aoi else None,
     )
     # All that can be wrong is looked at before torch is imported (2 s) and before the first scene is begun.
-    from pipelines.commands.checks import model_adapter, scene_fits, writable_folder
+    from pipelines.commands.checks import model_adapter, readable_file, scene_fits, writable_folder
 
     adapter = model_adapter(model)
     for source in sources:
         scene_fits(source, adapter, options)
     if aoi is not None:
-        from pipelines.commands.checks import readable_file
-
         readable_file(aoi)
-    if dry_run:
-        from pipelines.commands.dry_run import foresee
-
-        for source in sources:
-            typer.echo(foresee(source, model, adapter, out, options))
-        return
     writable_folder(out)
+
+    if dry_run:
+        for source in sources:
+            _foresee(source, model, out, options)
+        return
 
     from pipelines.commands.progress import Progress
     from pipelines.prediction import predict_scene
@@ -96,3 +105,34 @@ def command(
         for source in sources:
             result = predict_scene(source, model, out, options, overwrite=overwrite, on_progress=progress)
             typer.echo(str(result))
+
+
+def _foresee(source: Path, model: str, out: Path, options: PredictOptions) -> None:
+    """Print what predicting `source` would take; the time comes from one tile, tried."""
+    from pipelines.commands.progress import clock
+    from pipelines.prediction import forecast
+    from pipelines.scene import plan_scene
+
+    plan = plan_scene(source, model, options)
+    cost = forecast(plan, out)
+    settled = plan.options
+    height, width = plan.shape
+    kept = (
+        f", {cost.finished_shards} of {cost.shards} shards are there already" if cost.finished_shards else ""
+    )
+    typer.echo(
+        f"{source} → {out / plan.stem}\n"
+        f"  scene    {height} × {width} px\n"
+        f"  tiles    {cost.tiles} of {settled.tile} px, overlap {settled.overlap} px{kept}\n"
+        f"  memory   about {cost.memory_bytes / 2**30:.1f} GiB\n"
+        f"  disk     about {cost.disk_bytes / 2**20:.0f} MiB, {_free(out) / 2**30:.0f} GiB free\n"
+        f"  time     about {clock(cost.seconds)}"
+    )
+
+
+def _free(folder: Path) -> int:
+    """Bytes free where `folder` is, or will be."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
