@@ -10,7 +10,7 @@ from adapters.errors import InputError
 
 if TYPE_CHECKING:
     from adapters.base import DomainAdapter
-    from pipelines.config import PredictOptions
+    from pipelines.config import PredictOptions, RunConfig
 
 
 def readable_file(path: Path) -> None:
@@ -49,7 +49,7 @@ def model_adapter(reference: str) -> DomainAdapter:
     return load_bundle(reference).adapter
 
 
-def scene_fits(path: Path, adapter: DomainAdapter, options: PredictOptions) -> None:
+def scene_fits(path: str, adapter: DomainAdapter, options: PredictOptions) -> None:
     """The scene opens, has the bands the adapter declares, and its first pixels can be read."""
     from pipelines.sources import open_source
 
@@ -60,3 +60,21 @@ def scene_fits(path: Path, adapter: DomainAdapter, options: PredictOptions) -> N
         if overlap >= tile and max(height, width) > tile:
             raise InputError(f"{path}: --overlap {overlap} must be smaller than --tile {tile}")
         source.read((slice(0, min(height, 8)), slice(0, min(width, 8))))
+
+
+def preset_exists(config: RunConfig, path: Path) -> None:
+    """The config's preset and overrides are known; checked without torch."""
+    from maskformer.config import ModelConfig
+
+    try:
+        ModelConfig.from_preset(config.model.preset, **config.model.overrides)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: model: {error}") from None
+
+
+def data_fits(config: RunConfig) -> None:
+    """Every scene opens with the adapter's channels, its labels fit it, and the split leaves parts."""
+    from pipelines.labelled import LabelledData
+
+    with LabelledData(config) as data:
+        _ = data.split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,26 +14,30 @@ EXAMPLE = "Example: maskbridge evaluate runs/crowns/bundle crowns.yaml --out run
 def command(
     model: Annotated[str, typer.Argument(help="Bundle folder, or models:/name@alias.")],
     data: Annotated[
-        Path, typer.Argument(help="Run config whose `data` is scored; its test part where it has one.")
+        Path, typer.Argument(help="Run config; its held-out part is scored, all of it where none is named.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for metrics.json.")],
 ) -> None:
-    """Score a model on labelled scenes, whole scenes after stitching. Leaves OUT/metrics.json."""
-    from pipelines.commands.checks import model_adapter, writable_folder
+    """Score a model on labelled scenes, as a whole and after stitching. Leaves OUT/metrics.json."""
+    from pipelines.commands.checks import data_fits, model_adapter, writable_folder
     from pipelines.config import load_config
 
     run = load_config(data)
-    model_adapter(model)
+    adapter = model_adapter(model)
+    data_fits(run.model_copy(update={"adapter": adapter.to_dict()}))
     writable_folder(out)
 
+    from pipelines.commands.progress import Progress
     from pipelines.experiments import evaluate
 
-    scores = evaluate(model, run, out)
-    _print_scores(scores)
+    with Progress() as progress:
+        scores = evaluate(model, run, out, on_progress=progress)
+    _show(scores)
     typer.echo(str(out / "metrics.json"))
 
 
-def _print_scores(scores: dict) -> None:
+def _show(scores: dict[str, Any]) -> None:
+    """The overall numbers as a table on stderr; the file has them per class and beside the baselines."""
     from rich.console import Console
     from rich.table import Table
 

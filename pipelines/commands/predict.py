@@ -19,7 +19,7 @@ EXAMPLE = (
 
 def command(
     model: Annotated[str, typer.Argument(help="Bundle folder, or models:/name@alias.")],
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Scenes: GeoTIFF, JPEG, PNG, npz.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Scenes: GeoTIFF, JPEG, PNG, npz.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each scene gets OUT/<its name>/.")],
     tile: Annotated[
         int | None, typer.Option(min=32, help="Tile side, pixels. [default: the model's]", show_default=False)
@@ -107,7 +107,7 @@ def command(
             typer.echo(str(result))
 
 
-def _foresee(source: Path, model: str, out: Path, options: PredictOptions) -> None:
+def _foresee(source: str, model: str, out: Path, options: PredictOptions) -> None:
     """Print what predicting `source` would take; the time comes from one tile, tried."""
     from pipelines.commands.progress import clock
     from pipelines.prediction import forecast

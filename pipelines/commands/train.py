@@ -23,10 +23,12 @@ def command(
     ] = False,
 ) -> None:
     """Train the model a run config describes. Leaves OUT/bundle/ and OUT/metrics.json."""
-    from pipelines.commands.checks import writable_folder
+    from pipelines.commands.checks import data_fits, preset_exists, writable_folder
     from pipelines.config import load_config
 
     run = load_config(config)
+    preset_exists(run, config)
+    data_fits(run)
     writable_folder(out)
 
     from pipelines.commands.progress import Progress

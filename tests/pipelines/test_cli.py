@@ -202,7 +202,7 @@ def test_predict_gives_every_flag_to_the_pipeline(monkeypatch: pytest.MonkeyPatc
 
     def predict_scene(source, model, out, options, *, overwrite, on_progress):  # type: ignore[no-untyped-def]
         calls.append(("predicted", source, model, out, options.model_dump(exclude_defaults=True), overwrite))
-        return out / source.stem
+        return out / Path(source).stem
 
     pipeline.predict_scene = predict_scene  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipelines.prediction", pipeline)
@@ -219,10 +219,10 @@ def test_predict_gives_every_flag_to_the_pipeline(monkeypatch: pytest.MonkeyPatc
         "device": "cpu", "precision": "fp32", "batch": 2,
     }  # fmt: skip
     assert calls == [
-        ("checked", Path("a.tif"), "adapter of bundle"),
-        ("checked", Path("b.tif"), "adapter of bundle"),
-        ("predicted", Path("a.tif"), "bundle", tmp_path, expected, True),
-        ("predicted", Path("b.tif"), "bundle", tmp_path, expected, True),
+        ("checked", "a.tif", "adapter of bundle"),
+        ("checked", "b.tif", "adapter of bundle"),
+        ("predicted", "a.tif", "bundle", tmp_path, expected, True),
+        ("predicted", "b.tif", "bundle", tmp_path, expected, True),
     ]
     assert out.getvalue().split() == [str(tmp_path / "a"), str(tmp_path / "b")]
 
