@@ -30,9 +30,7 @@ class LabelSettings(Strict):
     default_class: str | None = Field(None, description="class of every object where no column tells it")
     buffer_m: float | None = Field(None, gt=0, description="half width of a line, metres")
     boxes: Literal["ellipse", "box"] = Field("ellipse", description="how a box label is filled")
-    outside: Literal["ignore", "background"] = Field(
-        "background", description="pixels beyond the labelled extent"
-    )
+    outside: Literal["ignore", "background"] = Field("background", description="pixels beyond the labelled extent")
     layer: str | None = Field(None, description="layer of a file that has several")
 
 
@@ -89,9 +87,7 @@ class TrainOptions(Strict):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the rate rises")
     power: float = Field(0.9, gt=0, description="of the polynomial decay")
     clip: float | None = Field(0.1, gt=0, description="largest gradient norm")
-    ema: float | None = Field(
-        0.999, gt=0, lt=1, description="decay of the averaged weights; none turns it off"
-    )
+    ema: float | None = Field(0.999, gt=0, lt=1, description="decay of the averaged weights; none turns it off")
     augment: tuple[str, ...] = ("flip", "rotate", "scale", "colour")
     workers: int = Field(1, ge=0)
     log_every: int = Field(5, gt=0, description="steps between rows of the history")
@@ -110,12 +106,15 @@ class PredictOptions(Strict):
     tile: int | None = Field(None, gt=0, description="tile side, pixels")
     overlap: int | None = Field(None, ge=0, description="pixels neighbouring tiles share")
     task: Literal["semantic", "instance", "panoptic"] = "instance"
-    score: float = Field(0.5, ge=0, le=1, description="objects below are left out")
+    score: float | None = Field(
+        None, ge=0, le=1, description="objects below are left out; default: tuned in training, else 0.5"
+    )
     min_area: int = Field(4, ge=0, description="objects smaller than this many pixels are left out")
     tta: Literal["none", "flip"] = "none"
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     batch: int = Field(1, gt=0)
+    shard_tiles: int = Field(16, gt=0, description="tiles a shard has at least; whole tile rows")
     aoi: str | None = Field(None, description="polygons; results are clipped to them")
 
 
@@ -124,6 +123,15 @@ class TrackingOptions(Strict):
     experiment: str = "maskbridge"
     register_as: str | None = Field(None, description="name in the model registry")
     alias: str | None = "challenger"
+
+
+class BaselineOptions(Strict):
+    """The per-pixel network trained beside the model: same data, crops, augmentation and length."""
+
+    preset: str = "unet-efficientnet-lite0"
+    overrides: dict[str, Any] = {}
+    learning_rate: float = Field(1e-3, gt=0)
+    backbone_multiplier: float = Field(1.0, ge=0)
 
 
 class RunConfig(Strict):
@@ -135,6 +143,7 @@ class RunConfig(Strict):
     split: SplitOptions = SplitOptions()
     model: ModelOptions = ModelOptions()
     train: TrainOptions = TrainOptions(minutes=10)
+    baseline: BaselineOptions | None = Field(None, description="null: no baseline beside the model")
     predict: PredictOptions = PredictOptions()
     tracking: TrackingOptions = TrackingOptions()
 
@@ -159,9 +168,7 @@ def load_config(path: str | Path) -> RunConfig:
 
 def save_config(config: RunConfig, path: str | Path) -> None:
     """Write `config` so that `load_config` gives it back."""
-    text = yaml.safe_dump(
-        config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
-    )
+    text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
     Path(path).write_text(text, encoding="utf-8")
 
 

@@ -1,0 +1,128 @@
+"""Tiles back into one scene: objects by the stitching law, classes by blended probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from adapters.base import DomainAdapter
+from maskformer.masks import MaskSet
+from pipelines.blending import Blender
+from pipelines.config import PredictOptions
+from pipelines.grid import Grid, Tile
+from pipelines.predictor import Predictor, TileResult
+from pipelines.shards import predict_tiles
+from pipelines.stitching import Stitcher
+
+NODATA = 255
+EIGHT = np.ones((3, 3), bool)  # neighbours that make one region: sides and corners
+DEFAULT_SEMANTIC = 0.5  # a pixel is "nothing" where no class reaches this, unless the classes cover the plane
+
+Window = tuple[slice, ...]
+Band = Callable[[Window, np.ndarray], None]  # (full-width window, (K, rows, W) float32 probabilities)
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """`objects` on the scene canvas in canonical order; `ambiguous_links` is what masks could not decide."""
+
+    objects: MaskSet
+    ambiguous_links: int
+
+
+def assemble(
+    results: Iterable[tuple[Tile, TileResult]],
+    grid: Grid,
+    adapter: DomainAdapter,
+    options: PredictOptions,
+    on_band: Band,
+) -> Assembled:
+    """Stitch the objects and blend the classes of all tiles of `grid`, given in row-major order.
+
+    Every finished band of blended probabilities goes to `on_band` and is forgotten. Objects pass the adapter's
+    overlap rule, then the score and area limits of `options`: after stitching, for a fragment at a seam is
+    smaller than its object.
+    """
+    stitcher, blender = Stitcher(grid), Blender(grid, len(adapter.classes))
+    parts: list[MaskSet] = []
+    for tile, result in results:
+        parts.append(stitcher.add(tile, result.objects))
+        for window, probabilities in blender.add(tile, result.probabilities.astype(np.float32)):
+            on_band(window, probabilities)
+    parts.append(stitcher.finish())
+    for window, probabilities in blender.finish():
+        on_band(window, probabilities)
+    objects = adapter.outputs(MaskSet.concatenate(parts))
+    return Assembled(limit(objects, options).canonical(), stitcher.ambiguous_links)
+
+
+def limit(objects: MaskSet, options: PredictOptions) -> MaskSet:
+    """Only the objects that reach the score and the area asked for."""
+    return objects[(objects.areas >= options.min_area) & (objects.scores >= (options.score or 0.0))]
+
+
+@dataclass(frozen=True)
+class ClassMapper:
+    """Turns bands of probabilities into bands of class ids and passes them on to `write(window, ids)`."""
+
+    source: Any
+    adapter: DomainAdapter
+    threshold: float
+    write: Callable[[Window, np.ndarray], None]
+
+    def __call__(self, window: Window, probabilities: np.ndarray) -> None:
+        _, valid = self.source.read(window)
+        self.write(window, class_map(probabilities, valid, self.adapter, self.threshold))
+
+
+def class_map(probabilities: np.ndarray, valid: np.ndarray, adapter: DomainAdapter, threshold: float) -> np.ndarray:
+    """(K, h, w) probabilities → (h, w) uint8 class ids; 0 where nothing reaches `threshold`, 255 where invalid."""
+    best = probabilities.argmax(0)
+    ids = (best + 1).astype(np.uint8)
+    if not adapter.covers:
+        ids[probabilities.max(0) < threshold] = 0
+    ids[~valid] = NODATA
+    return ids
+
+
+def regions(ids: np.ndarray, classes: int) -> MaskSet:
+    """Connected regions (8 neighbours) of a class map (H, W) uint8 as objects of score 1."""
+    sets = []
+    for index in range(classes):
+        numbered, count = ndimage.label(ids == index + 1, structure=EIGHT)
+        if count:
+            sets.append(MaskSet.from_label_map(numbered, dict.fromkeys(range(1, count + 1), index)))
+    return MaskSet.concatenate(sets) if sets else MaskSet.empty(ids.shape)
+
+
+def predict_in_memory(
+    source: Any, predictor: Predictor, threshold: float, on_band: Band | None = None
+) -> tuple[Assembled, np.ndarray]:
+    """Predict a whole source (or a view of one) at once: the objects and the (H, W) uint8 class map.
+
+    For evaluation, where the truth is in memory anyway. `on_band` sees the probabilities too.
+    """
+    options = predictor.options
+    assert options.tile is not None and options.overlap is not None, "settled options"
+    ids = np.zeros(source.shape, np.uint8)
+
+    def write(window: Window, band: np.ndarray) -> None:
+        ids[window] = band
+
+    mapper = ClassMapper(source, predictor.adapter, threshold, write)
+
+    def both(window: Window, probabilities: np.ndarray) -> None:
+        mapper(window, probabilities)
+        if on_band:
+            on_band(window, probabilities)
+
+    grid = Grid(source.shape, options.tile, options.overlap)
+    scene = assemble(predict_tiles(source, grid.tiles, predictor), grid, predictor.adapter, options, both)
+    if options.task == "semantic":
+        found = limit(regions(ids, len(predictor.adapter.classes)), options)
+        scene = Assembled(found.canonical(), scene.ambiguous_links)
+    return scene, ids

@@ -1,0 +1,248 @@
+"""Train and evaluate by a run config: data → model → fit → tune → score on the held-out place → bundle.
+
+Scores are taken after stitching, on the held-out part as a whole, and beside them always stand the trivial
+baselines and, where the config asks for it, a per-pixel network trained by this same code for the same time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from maskformer.config import ModelConfig
+from pipelines.assembly import DEFAULT_SEMANTIC, predict_in_memory
+from pipelines.bundle import load_bundle, save_bundle
+from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
+from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
+from pipelines.labelled import LabelledData
+from pipelines.manifest import versions
+from pipelines.predictor import Predictor, settle
+from pipelines.sinks.folder import atomic_write
+from pipelines.splits import Place
+from pipelines.training import FitResult, fit
+from pipelines.tuning import tune
+
+log = logging.getLogger(__name__)
+Progress = Callable[..., None]  # (stage, done, total, **notes)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One network after training: its thresholds and scores on the held-out place."""
+
+    model: nn.Module
+    config: ModelConfig
+    options: TrainOptions
+    fitted: FitResult
+    thresholds: dict[str, float]
+    scores: dict[str, Any]
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Train the config's model (and its baseline), leave `out/bundle/` and `out/metrics.json`; return the bundle."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = _changed(config, minutes, seed)
+    with LabelledData(config) as data:
+        trained = _train_one(config, config.model, config.train, data, out / "checkpoints", resume, on_progress)
+        baselines: dict[str, Any] = {"trivial": _trivial(data)}
+        beside = None
+        if config.baseline:
+            model, options = _baseline_settings(config)
+            beside = _train_one(config, model, options, data, out / "baseline-checkpoints", resume, on_progress)
+            baselines["unet"] = {**beside.scores, "training": _training_facts(beside)}
+            _save(out / "baseline", beside, data, {"heldout": beside.scores})
+        metrics = {"heldout": trained.scores, "baseline": baselines}
+        folder = _save(out / "bundle", trained, data, metrics, beside)
+    with atomic_write(out / "metrics.json") as temporary:
+        Path(temporary).write_text(json.dumps({**trained.scores, "baseline": baselines}, indent=2) + "\n")
+    return folder
+
+
+def evaluate(
+    model: str | Path, config: RunConfig, out: str | Path, *, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Score a bundle on the config's held-out places; where it names none, on all of every scene.
+
+    Leaves `out/metrics.json` and returns what it holds.
+    """
+    out = Path(out)
+    bundle = load_bundle(model)
+    config = config.model_copy(update={"adapter": bundle.adapter.to_dict()})
+    with LabelledData(config) as data:
+        network = bundle.build()
+        scores = score(network, data, data.split.test or _everything(data), config.predict, bundle.thresholds)
+        scores["baseline"] = {"trivial": _trivial(data)}
+        beside = Path(bundle.folder).parent / "baseline"
+        if (beside / "bundle.json").exists():
+            other = load_bundle(beside)
+            options = config.predict.model_copy(update={"task": "semantic"})
+            places = data.split.test or _everything(data)
+            scores["baseline"]["unet"] = score(other.build(), data, places, options, other.thresholds)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out / "metrics.json") as temporary:
+        Path(temporary).write_text(json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def score(
+    network: nn.Module,
+    data: LabelledData,
+    places: list[Place],
+    options: PredictOptions,
+    thresholds: dict[str, float],
+) -> dict[str, Any]:
+    """Predict each place as a whole, stitch, and compare with its labels."""
+    predictor = Predictor(network, data.adapter, settle(options, data.adapter, thresholds))
+    parts = []
+    for place in places:
+        source, truth = data.view(place)
+        scene, ids = predict_in_memory(source, predictor, thresholds.get("semantic", DEFAULT_SEMANTIC))
+        boxes = data.scenes[place.item].box_labels
+        parts.append(evaluate_scene(scene.objects, ids, truth, data.adapter.classes, boxes))
+    return combine(parts)
+
+
+def _train_one(
+    config: RunConfig,
+    wanted: ModelOptions,
+    options: TrainOptions,
+    data: LabelledData,
+    checkpoints: Path,
+    resume: bool,
+    on_progress: Progress | None,
+) -> Trained:
+    from maskformer.losses import build_criterion
+    from pipelines.datasets import CropDataset, Part
+    from pipelines.starting import build
+
+    split = data.split
+    model_config, model = build(wanted, data.adapter)
+    parts = [Part(data.scenes[p.item].path, data.scenes[p.item].annotations, p.window) for p in split.train]
+    dataset = CropDataset(parts, data.adapter, options.crop, options.augment, options.seed)
+
+    def on_row(row: dict[str, Any]) -> None:
+        if on_progress:
+            on_progress(f"train {wanted.preset}", *_position(row, options), loss=row.get("total"))
+
+    fitted = fit(model, build_criterion(model_config), dataset, options, checkpoints, on_row, resume=resume)
+    task = "semantic" if model_config.architecture == "unet" else config.predict.task
+    settings = config.predict.model_copy(update={"task": task, "device": "auto", "precision": options.precision})
+
+    def make_predictor(lowest: float) -> Predictor:
+        open_options = settings.model_copy(update={"score": lowest})
+        return Predictor(model, data.adapter, settle(open_options, data.adapter, {}))
+
+    boxes = any(scene.box_labels for scene in data.scenes)
+    thresholds = tune([data.view(p) for p in split.validation], data.adapter, make_predictor, boxes)
+    scores = score(model, data, split.test or _everything(data), settings, thresholds)
+    return Trained(model, model_config, options, fitted, thresholds, scores)
+
+
+def _position(row: dict[str, Any], options: TrainOptions) -> tuple[float, float]:
+    if options.steps:
+        return row["step"], options.steps
+    return row["seconds"], 60 * (options.minutes or 0)
+
+
+def _baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:
+    """The baseline's model and options: all as for the model but for the network and its learning rates."""
+    baseline = config.baseline
+    assert baseline is not None
+    rates = {"learning_rate": baseline.learning_rate, "backbone_multiplier": baseline.backbone_multiplier}
+    model = ModelOptions(preset=baseline.preset, overrides=baseline.overrides, weights=config.model.weights)
+    return model, config.train.model_copy(update=rates)
+
+
+def _trivial(data: LabelledData) -> dict[str, Any]:
+    """The best that can be done without a network: constant answers and one tuned threshold."""
+    split = data.split
+    tuned_on = [data.view(place) for place in split.train]
+    scored_on = [data.view(place) for place in split.test or _everything(data)]
+    return trivial_baselines(tuned_on, scored_on)
+
+
+def _everything(data: LabelledData) -> list[Place]:
+    return [
+        Place(index, (slice(0, scene.source.shape[0]), slice(0, scene.source.shape[1])))
+        for index, scene in enumerate(data.scenes)
+    ]
+
+
+def _changed(config: RunConfig, minutes: float | None, seed: int | None) -> RunConfig:
+    update: dict[str, Any] = {}
+    if minutes is not None:
+        update |= {"minutes": minutes, "steps": None}
+    if seed is not None:
+        update |= {"seed": seed}
+    return config.model_copy(update={"train": config.train.model_copy(update=update)})
+
+
+def _training_facts(trained: Trained) -> dict[str, Any]:
+    options = trained.options
+    return {
+        "preset_parameters": sum(p.numel() for p in trained.model.parameters()),
+        "steps": trained.fitted.steps,
+        "seconds": round(trained.fitted.seconds, 1),
+        "learning_rate": options.learning_rate,
+        "backbone_multiplier": options.backbone_multiplier,
+        "batch": options.batch,
+        "crop": options.crop,
+        "seed": options.seed,
+    }
+
+
+def _save(
+    folder: Path,
+    trained: Trained,
+    data: LabelledData,
+    metrics: dict[str, Any],
+    beside: Trained | None = None,
+) -> Path:
+    provenance = {
+        "name": data.config.name,
+        "training": _training_facts(trained),
+        "history": trained.fitted.history,
+        "baseline_history": beside.fitted.history if beside else [],
+        "places": _places(data),
+        "labels": [scene.annotations.report for scene in data.scenes],
+        "versions": versions(),
+    }
+    return save_bundle(
+        folder,
+        trained.model,
+        data.adapter,
+        metrics=metrics,
+        provenance=provenance,
+        thresholds=trained.thresholds,
+    )
+
+
+def _places(data: LabelledData) -> list[dict[str, Any]]:
+    """Which part of which scene (by its bytes) was trained on, tuned on, held out: [start, stop] per axis."""
+    split = data.split
+    return [
+        {
+            "role": role,
+            "scene": scene.path.name,
+            "sha256": scene.source.digest(),
+            "window": [[s.start, s.stop] for s in place.window],
+        }
+        for role in ("train", "validation", "test")
+        for place in getattr(split, role)
+        for scene in [data.scenes[place.item]]
+    ]

@@ -1,0 +1,182 @@
+"""Predict one scene from file to files: plan → shards → stitch and blend → outputs.
+
+`flows.segment_scene` runs the same four steps as Prefect tasks; here they run in a row, without a server.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import rasterio
+
+from adapters.errors import InputError
+from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, assemble, limit, regions
+from pipelines.bundle import Bundle
+from pipelines.config import LabelSettings, PredictOptions
+from pipelines.manifest import Stopwatch, write_manifest
+from pipelines.predictor import Predictor
+from pipelines.scene import ScenePlan, open_bundle, open_scene, plan_scene
+from pipelines.scene_report import write_scene_report
+from pipelines.shards import is_finished, predict_shard, predict_tiles, read_shards
+from pipelines.sinks.folder import OutputFolder
+from pipelines.sinks.geotiff import SemanticSink
+from pipelines.sinks.vector import write_objects
+
+log = logging.getLogger(__name__)
+Progress = Callable[..., None]  # (stage, done, total)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would cost, for `--dry-run`: bytes and seconds are estimates."""
+
+    tiles: int
+    shards: int
+    finished_shards: int
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def predict_scene(
+    source: str | Path,
+    model: str | Path,
+    out: str | Path,
+    options: PredictOptions | None = None,
+    *,
+    labels: str | None = None,
+    label_options: LabelSettings | None = None,
+    overwrite: bool = False,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Predict `source` with `model` (bundle folder or `models:/…`) into `out/<stem>/`; returns that folder.
+
+    Nothing appears under the final name before all of it is complete. An interrupted run goes on from its
+    finished shards when called again with the same scene, model and options.
+    """
+    watch = Stopwatch()
+    with watch.stage("plan"):
+        plan = plan_scene(source, model, options or PredictOptions(), labels, label_options or LabelSettings())
+    work = work_folder(plan, out)
+    with watch.stage("predict"):
+        _run_shards(plan, work, on_progress)
+    folder = finish_scene(plan, work, Path(out), watch, overwrite=overwrite)
+    shutil.rmtree(work)
+    _remove_if_empty(work.parent)
+    return folder
+
+
+def work_folder(plan: ScenePlan, out: str | Path) -> Path:
+    """Where the shards of this very plan lie, inside the output folder; made when it is not there."""
+    folder = _work_path(plan, out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    return folder
+
+
+def finish_scene(
+    plan: ScenePlan, work: Path, out: Path, watch: Stopwatch | None = None, *, overwrite: bool = False
+) -> Path:
+    """Put the finished shards together and write the five files. Returns the scene's folder."""
+    watch = watch or Stopwatch()
+    bundle = open_bundle(plan)
+    with (
+        OutputFolder(out, plan.stem, overwrite=overwrite) as folder,
+        open_scene(plan, bundle.adapter) as source,
+    ):
+        with watch.stage("stitch"):
+            scene = _assemble_to_disk(plan, work, folder.path / "semantic.tif", source, bundle)
+        with watch.stage("vectors"):
+            write_objects(folder.path, scene.objects, source.geometry, bundle.adapter.classes)
+        with watch.stage("report"):
+            notes = warnings_for(source, scene)
+            write_scene_report(folder.path, plan, bundle, source, scene, watch, notes)
+        write_manifest(folder.path / "run.json", plan, source, scene, watch, notes)
+        return folder.commit()
+
+
+def _assemble_to_disk(plan: ScenePlan, work: Path, path: Path, source: Any, bundle: Bundle) -> Assembled:
+    classes = bundle.adapter.classes
+    threshold = bundle.thresholds.get("semantic", DEFAULT_SEMANTIC)
+    with SemanticSink(path, plan.shape, source.geometry, classes) as sink:
+        mapper = ClassMapper(source, bundle.adapter, threshold, sink.write)
+        scene = assemble(read_shards(plan, work), plan.grid, bundle.adapter, plan.options, mapper)
+        sink.commit()
+    if plan.options.task == "semantic":
+        with rasterio.open(path) as written:
+            found = limit(regions(written.read(1), len(classes)), plan.options)
+        scene = Assembled(found.canonical(), scene.ambiguous_links)
+    return scene
+
+
+def warnings_for(source: Any, scene: Assembled) -> list[str]:
+    """What a reader of the outputs has to know."""
+    notes = []
+    if source.geometry.crs is None:
+        notes.append("The scene has no CRS: geometries are in its own coordinates and areas in pixels (area_px).")
+    if scene.ambiguous_links:
+        notes.append(f"{scene.ambiguous_links} links between tiles could not be decided from masks alone.")
+    return notes
+
+
+def forecast(plan: ScenePlan, out: str | Path) -> Forecast:
+    """Estimate a run by timing the model on one tile of the scene (after one to warm up)."""
+    bundle = open_bundle(plan)
+    predictor = Predictor(bundle.build(), bundle.adapter, plan.options)
+    tiles = plan.grid.tiles
+    with open_scene(plan, bundle.adapter) as source:
+        middle = tiles[len(tiles) // 2]
+        list(predict_tiles(source, [middle], predictor))
+        started = time.perf_counter()
+        list(predict_tiles(source, [middle], predictor))
+        seconds = time.perf_counter() - started
+    work = _work_path(plan, out)
+    done = sum(is_finished(plan, number, work) for number in range(len(plan.shards)))
+    left = sum(len(s) for n, s in enumerate(plan.shards) if not is_finished(plan, n, work))
+    height, width = plan.shape
+    side = plan.options.tile or 0
+    classes = len(bundle.adapter.classes)
+    return Forecast(
+        tiles=len(tiles),
+        shards=len(plan.shards),
+        finished_shards=done,
+        # What the process holds now, the open rows of the blender, and one shard being written.
+        memory_bytes=psutil.Process().memory_info().rss
+        + 2 * side * width * (classes + 1) * 4
+        + max(len(s) for s in plan.shards) * side * side * classes * 2,
+        disk_bytes=len(tiles) * side * side * classes * 2 + 2 * height * width,
+        seconds=left * seconds,
+    )
+
+
+def _work_path(plan: ScenePlan, out: str | Path) -> Path:
+    return Path(out) / ".shards" / f"{plan.stem}-{plan.key[:16]}"
+
+
+def _run_shards(plan: ScenePlan, work: Path, on_progress: Progress | None) -> None:
+    done = 0
+
+    def tile_done() -> None:
+        nonlocal done
+        done += 1
+        if on_progress:
+            on_progress(f"{plan.stem}: tiles", done, len(plan.grid))
+
+    for number, tiles in enumerate(plan.shards):
+        if not predict_shard(plan, number, work, tile_done):
+            log.info("%s: shard %d is there already", plan.stem, number)
+            done += len(tiles)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

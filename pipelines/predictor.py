@@ -1,0 +1,132 @@
+"""A model with its adapter, ready for tiles: native pixels in, objects and class probabilities out.
+
+array, valid → adapter.inputs → pad to 32 → model → MaskSet + probabilities, both cut to the valid pixels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapters.base import DomainAdapter
+from maskformer import inference
+from maskformer.masks import MaskSet
+from pipelines.config import PredictOptions
+from pipelines.consensus import agree
+from pipelines.devices import choose_device, choose_precision
+
+STRIDE = 32  # the coarsest feature map; the forward never pads, so the sides must divide by it
+DEFAULT_SCORE = 0.5
+
+# Flips as tuples of axes of (..., H, W); each undoes itself.
+FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "flip": ((), (-1,), (-2,), (-1, -2))}
+
+
+@dataclass(frozen=True)
+class TileResult:
+    """One tile: `objects` in tile coordinates, `probabilities` (K, h, w) float16 in 0..1."""
+
+    objects: MaskSet
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """`model` maps (B, C, H, W) to a prediction; `options` with every `None` filled in (see `settle`)."""
+
+    model: nn.Module
+    adapter: DomainAdapter
+    options: PredictOptions
+    device: torch.device = field(init=False)
+    dtype: torch.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = choose_device(self.options.device)
+        object.__setattr__(self, "device", device)
+        object.__setattr__(self, "dtype", choose_precision(self.options.precision, device))
+        self.model.to(device).eval()
+
+    def __call__(self, arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[TileResult]:
+        """Predict tiles of one shape: `(array (C, h, w), valid (h, w) bool)` each."""
+        valids = [valid for _, valid in arrays]
+        size = (valids[0].shape[0], valids[0].shape[1])
+        batch = torch.from_numpy(np.stack([self.adapter.inputs(a, v) for a, v in arrays]))
+        batch = _pad(batch).to(self.device)
+        views = [self._view(batch, axes, size) for axes in FLIPS[self.options.tta]]
+        results = []
+        for index, valid in enumerate(valids):
+            probabilities = np.mean([p[index] for p, _ in views], axis=0) * valid
+            objects = agree([o[index] for _, o in views])
+            results.append(TileResult(_clip(objects, valid), probabilities.astype(np.float16)))
+        return results
+
+    @torch.inference_mode()
+    def _view(self, batch: Tensor, axes: tuple[int, ...], size: tuple[int, int]) -> tuple[np.ndarray, list[MaskSet]]:
+        """Predict one flipped view and flip the answer back."""
+        # Flip the picture inside its padding, so that the padding stays at the bottom and right.
+        height, width = size
+        picture = batch.clone()
+        picture[..., :height, :width] = batch[..., :height, :width].flip(axes) if axes else batch[..., :height, :width]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            prediction = self.model(picture)
+        probabilities = inference.semantic(prediction, size, valid=size).float().cpu().numpy()
+        objects = self._objects(prediction, size)
+        if axes:
+            probabilities = np.flip(probabilities, axes)
+            objects = [_flip(o, axes) for o in objects]
+        return probabilities, objects
+
+    def _objects(self, prediction: Any, size: tuple[int, int]) -> list[MaskSet]:
+        score = DEFAULT_SCORE if self.options.score is None else self.options.score
+        thing = self.adapter.classes.is_thing
+        if self.options.task == "panoptic":
+            return inference.panoptic(prediction, size, valid=size, thing=thing, score=score)
+        if self.options.task == "semantic":  # objects come from the finished class map, see assembly
+            return [MaskSet.empty(size) for _ in range(len(prediction[0]))]
+        return inference.instances(prediction, size, valid=size, score=score, thing=thing)
+
+
+def settle(options: PredictOptions, adapter: DomainAdapter, thresholds: dict[str, float]) -> PredictOptions:
+    """Fill in what the user left open: the adapter's grid, the bundle's tuned score."""
+    return options.model_copy(
+        update={
+            "tile": options.tile or adapter.tile,
+            "overlap": adapter.tile_overlap if options.overlap is None else options.overlap,
+            "score": thresholds.get("score", DEFAULT_SCORE) if options.score is None else options.score,
+        }
+    )
+
+
+def batched(tiles: Iterator[Any], size: int, shape: Any) -> Iterator[list[Any]]:
+    """Group neighbours of one `shape(tile)` into lists of at most `size`."""
+    group: list[Any] = []
+    for tile in tiles:
+        if group and (len(group) == size or shape(tile) != shape(group[0])):
+            yield group
+            group = []
+        group.append(tile)
+    if group:
+        yield group
+
+
+def _pad(batch: Tensor) -> Tensor:
+    height, width = batch.shape[-2:]
+    return nn.functional.pad(batch, (0, -width % STRIDE, 0, -height % STRIDE))
+
+
+def _flip(objects: MaskSet, axes: tuple[int, ...]) -> MaskSet:
+    dense = np.flip(objects.to_dense(), axes)
+    return MaskSet.from_dense(dense, objects.labels, objects.scores)
+
+
+def _clip(objects: MaskSet, valid: np.ndarray) -> MaskSet:
+    """Cut objects to the valid pixels: nothing is ever seen where the sensor saw nothing."""
+    if valid.all() or not len(objects):
+        return objects
+    clipped = MaskSet.from_dense(objects.to_dense() & valid, objects.labels, objects.scores)
+    return clipped[clipped.areas > 0]

@@ -1,0 +1,114 @@
+"""What a run over one scene will do, fixed before it starts: source, model, grid, shards.
+
+The plan is small, JSON-serialisable and the same on every worker. Its key names everything that could move a
+mask, so a shard computed under another plan is never mistaken for this one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict
+
+from adapters.base import DomainAdapter
+from pipelines.aoi import restrict
+from pipelines.bundle import Bundle, load_bundle
+from pipelines.config import LabelSettings, PredictOptions, Strict
+from pipelines.grid import Grid
+from pipelines.predictor import settle
+from pipelines.sources import open_source
+
+
+class ScenePlan(Strict):
+    """One scene, one model, one grid. `model` is a bundle folder; `reference` is how the user named it.
+
+    `labels` are drawn on the report and change nothing else.
+    """
+
+    source: str
+    source_sha256: str
+    shape: tuple[int, int]
+    model: str
+    model_sha256: str
+    model_digest: str
+    model_version: str | None
+    reference: str
+    options: PredictOptions
+    labels: str | None = None
+    label_options: LabelSettings = LabelSettings()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @property
+    def grid(self) -> Grid:
+        assert self.options.tile is not None and self.options.overlap is not None, "settled in plan_scene"
+        return Grid(self.shape, self.options.tile, self.options.overlap)
+
+    @property
+    def shards(self) -> tuple[range, ...]:
+        """Tile numbers of each shard: whole rows of tiles, at least `shard_tiles` of them."""
+        tiles = self.grid.tiles
+        columns = sum(tile.index[0] == 0 for tile in tiles)
+        step = columns * -(-self.options.shard_tiles // columns)
+        return tuple(range(start, min(start + step, len(tiles))) for start in range(0, len(tiles), step))
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that could move a mask; where files lie does not."""
+        settings = self.options.model_dump(mode="json")
+        if self.options.aoi:
+            settings["aoi"] = hashlib.sha256(Path(self.options.aoi).read_bytes()).hexdigest()
+        parts = [self.source_sha256, self.model_digest, self.shape, settings]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def stem(self) -> str:
+        return Path(self.source).stem
+
+
+def plan_scene(
+    source: str | Path,
+    model: str | Path,
+    options: PredictOptions,
+    labels: str | None = None,
+    label_options: LabelSettings = LabelSettings(),  # noqa: B008  (frozen)
+) -> ScenePlan:
+    """Look at the scene and the model, and settle every open option.
+
+    Raises InputError for a scene that cannot be read, a model that is not there, or a band the model needs
+    that the scene lacks: before anything is computed or written.
+    """
+    bundle = load_bundle(model)
+    with open_source(source, bundle.adapter.channels) as scene:
+        shape, digest = scene.shape, scene.digest()
+        if options.aoi:
+            restrict(scene, options.aoi)
+    return ScenePlan(
+        source=str(Path(source).resolve()),
+        source_sha256=digest,
+        shape=(int(shape[0]), int(shape[1])),
+        model=str(Path(bundle.folder).resolve()),
+        model_sha256=bundle.sha256,
+        model_digest=bundle.digest,
+        model_version=bundle.version,
+        reference=str(model),
+        options=settle(options, bundle.adapter, bundle.thresholds),
+        labels=labels,
+        label_options=label_options,
+    )
+
+
+def open_bundle(plan: ScenePlan) -> Bundle:
+    return load_bundle(plan.model)
+
+
+@contextmanager
+def open_scene(plan: ScenePlan, adapter: DomainAdapter) -> Iterator[Any]:
+    """The plan's source with the model's channels, seen only inside the area of interest."""
+    with open_source(plan.source, adapter.channels) as source:
+        yield restrict(source, plan.options.aoi) if plan.options.aoi else source

@@ -1,0 +1,136 @@
+"""A shard: the predictions of a few rows of tiles, computed as one piece of work and kept as one file.
+
+`shard-0003.npz` holds every tile's objects and probabilities, without pickles; `shard-0003.json` beside it
+holds the plan's key and the file's hash, and is written last: a shard is finished when both agree.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskformer.masks import MaskSet
+from pipelines.bundle import load_bundle
+from pipelines.config import PredictOptions
+from pipelines.grid import Grid, Tile
+from pipelines.predictor import Predictor, TileResult, batched
+from pipelines.scene import ScenePlan, open_scene
+from pipelines.sinks.folder import atomic_write, sha256
+
+log = logging.getLogger(__name__)
+
+
+def predict_shard(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], None] | None = None) -> bool:
+    """Compute shard `number` into `work`, unless its file is there and whole. True where it computed."""
+    if is_finished(plan, number, work):
+        return False
+    predictor = _predictor(plan.model, plan.model_digest, plan.options.model_dump_json())
+    tiles = [plan.grid.tiles[index] for index in plan.shards[number]]
+    with open_scene(plan, predictor.adapter) as source:
+        results = []
+        for _, result in predict_tiles(source, tiles, predictor):
+            results.append(result)
+            if tile_done:
+                tile_done()
+    _write(plan, number, work, results)
+    return True
+
+
+def predict_tiles(source: Any, tiles: list[Tile], predictor: Predictor) -> Iterator[tuple[Tile, TileResult]]:
+    """Predict `tiles` of `source`, reading ahead of the model by one batch. Tiles without a valid pixel are not run."""
+    groups = list(batched(iter(tiles), predictor.options.batch, lambda t: tuple(s.stop - s.start for s in t.window)))
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
+        pending = reader.submit(_read, source, groups[0]) if groups else None
+        for index, group in enumerate(groups):
+            assert pending is not None
+            arrays = pending.result()
+            if index + 1 < len(groups):
+                pending = reader.submit(_read, source, groups[index + 1])
+            yield from zip(group, _predict(arrays, predictor), strict=True)
+
+
+def is_finished(plan: ScenePlan, number: int, work: Path) -> bool:
+    """Whether shard `number` of this very plan lies complete in `work`."""
+    data, marker = _paths(work, number)
+    if not (data.exists() and marker.exists()):
+        return False
+    record = json.loads(marker.read_text())
+    return bool(record["key"] == plan.key and record["sha256"] == sha256(data))
+
+
+def read_shards(plan: ScenePlan, work: Path) -> Iterator[tuple[Tile, TileResult]]:
+    """All tiles of the scene in row-major order."""
+    for number, indices in enumerate(plan.shards):
+        with np.load(_paths(work, number)[0], allow_pickle=False) as stored:
+            yield from zip((plan.grid.tiles[i] for i in indices), _unpack(stored, plan.grid), strict=True)
+
+
+def _read(source: Any, tiles: list[Tile]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [source.read(tile.window) for tile in tiles]
+
+
+def _predict(arrays: list[tuple[np.ndarray, np.ndarray]], predictor: Predictor) -> list[TileResult]:
+    seen = [pair for pair in arrays if pair[1].any()]
+    results = iter(predictor(seen) if seen else [])
+    classes = len(predictor.adapter.classes)
+    return [next(results) if valid.any() else _nothing(valid.shape, classes) for _, valid in arrays]
+
+
+def _nothing(shape: tuple[int, ...], classes: int) -> TileResult:
+    return TileResult(MaskSet.empty(shape), np.zeros((classes, *shape), np.float16))
+
+
+@lru_cache(maxsize=1)
+def _predictor(model: str, digest: str, options: str) -> Predictor:
+    """Built once a process: every further shard of the run finds it ready."""
+    bundle = load_bundle(model)
+    if bundle.digest != digest:
+        raise RuntimeError(f"{model}: the model changed since the run was planned")
+    return Predictor(bundle.build(), bundle.adapter, PredictOptions.model_validate_json(options))
+
+
+def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult]) -> None:
+    data, marker = _paths(work, number)
+    objects = [result.objects for result in results]
+    with atomic_write(data) as temporary, Path(temporary).open("wb") as file:
+        np.savez(
+            file,
+            counts=np.array([len(o) for o in objects], np.int64),
+            sizes=np.concatenate([np.diff(o.offsets) for o in objects]).astype(np.int64),
+            runs=np.concatenate([o.runs for o in objects]),
+            labels=np.concatenate([o.labels for o in objects]),
+            scores=np.concatenate([o.scores for o in objects]),
+            probabilities=np.stack([result.probabilities for result in results]),
+        )
+    with atomic_write(marker) as temporary:
+        Path(temporary).write_text(json.dumps({"key": plan.key, "sha256": sha256(data)}))
+
+
+def _unpack(stored: Any, grid: Grid) -> Iterator[TileResult]:
+    counts, sizes = stored["counts"], stored["sizes"]
+    runs, labels, scores, probabilities = (stored[n] for n in ("runs", "labels", "scores", "probabilities"))
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    first = 0
+    for number, count in enumerate(counts):
+        last = first + int(count)
+        part = offsets[first : last + 1]
+        objects = MaskSet(
+            probabilities.shape[2:],
+            runs[part[0] : part[-1]],
+            part - part[0],
+            labels[first:last],
+            scores[first:last],
+        )
+        yield TileResult(objects, probabilities[number])
+        first = last
+
+
+def _paths(work: Path, number: int) -> tuple[Path, Path]:
+    return work / f"shard-{number:04d}.npz", work / f"shard-{number:04d}.json"

@@ -1,0 +1,103 @@
+"""Two thresholds, chosen on the validation part and carried in the bundle.
+
+`semantic`: a pixel is "nothing" where no class reaches it; the value with the best mean IoU.
+`score`: objects below are left out; the value with the best object F1 at IoU 0.5.
+The same choice is made for the mask model and for the per-pixel baseline, or the comparison would not be fair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from adapters.base import Annotation, DomainAdapter
+from maskformer.masks import MaskSet
+from pipelines.assembly import DEFAULT_SEMANTIC, Window, predict_in_memory
+from pipelines.metrics import box_f1, f1
+from pipelines.predictor import DEFAULT_SCORE, Predictor
+
+LOWEST_SCORE = 0.05  # candidates below are noise and would only cost time
+BINS = 100
+SCORES = np.arange(LOWEST_SCORE, 0.96, 0.05)
+
+
+class ThresholdCurve:
+    """Mean IoU over classes for every threshold at once, from histograms: constant memory for any scene."""
+
+    def __init__(self, classes: int) -> None:
+        self.hits = np.zeros((classes, BINS), np.int64)  # predicted c, truth c, by probability
+        self.predicted = np.zeros((classes, BINS), np.int64)
+        self.truth = np.zeros(classes, np.int64)
+
+    def add(self, probabilities: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> None:
+        """`probabilities` (K, h, w) in 0..1, `truth` (h, w) class ids (0 nothing), `counted` (h, w) bool."""
+        best, top = probabilities.argmax(0)[counted], probabilities.max(0)[counted]
+        truth = truth[counted]
+        bins = np.minimum((top * BINS).astype(np.int64), BINS - 1)
+        for index in range(len(self.truth)):
+            chosen = best == index
+            self.predicted[index] += np.bincount(bins[chosen], minlength=BINS)
+            self.hits[index] += np.bincount(bins[chosen & (truth == index + 1)], minlength=BINS)
+            self.truth[index] += np.count_nonzero(truth == index + 1)
+
+    def best(self) -> float:
+        """The threshold with the highest mean IoU over the classes that occur; 0.5 where none does."""
+        occurring = self.truth > 0
+        if not occurring.any():
+            return DEFAULT_SEMANTIC
+        hits = self.hits[:, ::-1].cumsum(1)[:, ::-1]  # at threshold bin i: all bins from i up
+        predicted = self.predicted[:, ::-1].cumsum(1)[:, ::-1]
+        iou = hits / np.maximum(predicted + self.truth[:, None] - hits, 1)
+        return float(iou[occurring].mean(0).argmax() / BINS)
+
+
+def tune(
+    places: Sequence[tuple[Any, Annotation]],
+    adapter: DomainAdapter,
+    make_predictor: Callable[[float], Predictor],
+    box_labels: bool = False,
+) -> dict[str, float]:
+    """Choose `semantic` and `score` over validation `places` (source view, annotation).
+
+    `make_predictor(score)` gives a predictor that keeps objects from that score on. Without a place, or without
+    an object in them, the defaults of 0.5 stand.
+    """
+    chosen = {"semantic": DEFAULT_SEMANTIC, "score": DEFAULT_SCORE}
+    if not places:
+        return chosen
+    curve = ThresholdCurve(len(adapter.classes))
+    predictor = make_predictor(LOWEST_SCORE)
+    pairs = []
+    for source, annotation in places:
+        truth, counted = truth_map(annotation)
+
+        def on_band(
+            window: Window, probabilities: np.ndarray, s: Any = source, t: Any = truth, c: Any = counted
+        ) -> None:
+            curve.add(probabilities, t[window], c[window] & s.read(window)[1])
+
+        scene, _ = predict_in_memory(source, predictor, DEFAULT_SEMANTIC, on_band)
+        pairs.append((scene.objects, annotation.objects))
+    chosen["semantic"] = curve.best()
+    if predictor.options.task != "semantic" and any(len(truth) for _, truth in pairs):
+        chosen["score"] = best_score(pairs, box_f1 if box_labels else f1)
+    return chosen
+
+
+def best_score(pairs: Sequence[tuple[MaskSet, MaskSet]], measure: Callable[[MaskSet, MaskSet], float]) -> float:
+    """The score limit with the highest mean `measure(prediction, truth)`; the middle of a plateau."""
+    means = [np.mean([measure(p[p.scores >= limit], t) for p, t in pairs]) for limit in SCORES]
+    plateau = np.flatnonzero(np.isclose(means, np.max(means)))
+    return round(float(SCORES[plateau[len(plateau) // 2]]), 2)
+
+
+def truth_map(annotation: Annotation) -> tuple[np.ndarray, np.ndarray]:
+    """Class ids (H, W) uint8 of the labels (smaller objects on top) and the pixels that count (not ignored)."""
+    objects = annotation.objects
+    order = np.argsort(-objects.areas, kind="stable")
+    painted = objects[order]
+    lookup = np.concatenate([[0], painted.labels + 1]).astype(np.uint8)
+    counted = np.ones(objects.shape, bool) if annotation.ignore is None else ~annotation.ignore
+    return lookup[painted.to_label_map()], counted
