@@ -1,1 +1,1 @@
-"""How a domain looks to the model: channels, classes, overlap."""
+"""How a domain looks to the model: its channels, its classes, and whether its objects may overlap."""
