@@ -1,0 +1,250 @@
+"""From logits to what a user asks for: class probabilities, instances, or a panoptic partition.
+
+The order is always: decide at low resolution which queries matter, upsample those alone (in chunks), crop the padding,
+resize to the wanted size. `size` is (height, width) of the answer; `valid` the (height, width) of the real picture in
+the top-left corner of the padded input (the whole input by default), one pair for all pictures or one each.
+
+Sources: MaskFormer (arXiv 2107.06278) for semantic and panoptic, Mask2Former (2112.01527) for instances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskformer import dense_inference
+from maskformer.masks import MaskSet
+from maskformer.prediction import STRIDE, DensePrediction, Prediction
+
+Size = tuple[int, int]
+CHUNK_PIXELS = 16 * 1024 * 1024  # of one upsampled chunk: 64 MiB in float32
+
+
+@torch.no_grad()
+def semantic(
+    prediction: Prediction | DensePrediction,
+    size: Size,
+    valid: Size | Sequence[Size] | None = None,
+    combine: str = "sum",
+) -> Tensor:
+    """Class probabilities (B, K, *size) float32 in 0..1.
+
+    combine "sum" is the published Σ_q p_q(class)·m_q, divided by its sum over classes where that exceeds 1 (the
+    published sum has no upper bound; the best class stays the same). "noisy-or" is 1 − Π_q (1 − p_q(class)·m_q): the
+    probability that at least one query is right; classes do not compete, so it is the one for layered classes.
+    """
+    if combine not in ("sum", "noisy-or"):
+        raise ValueError(f"combine: {combine!r}, expected 'sum' or 'noisy-or'")
+    if isinstance(prediction, DensePrediction):
+        probabilities = prediction.logits.float().softmax(1)[:, :-1]
+        return torch.cat(
+            [
+                _resize(one[None, :, : real[0], : real[1]], size)
+                for one, real in zip(probabilities, _valid(prediction, valid), strict=True)
+            ]
+        )
+    maps = []
+    for classes, masks, real in _pictures(prediction, valid):
+        weights = classes[:, :-1]  # (Q, K)
+        total = weights.new_zeros(weights.shape[1], *real)
+        for chunk, upsampled in _upsample(masks, real, real):
+            m = upsampled.sigmoid_()
+            if combine == "sum":
+                total += torch.einsum("qk,qhw->khw", weights[chunk], m)
+            else:  # sums of logarithms: log1p(-p·m) is 0 where a query says nothing
+                for k in range(weights.shape[1]):
+                    total[k] += torch.log1p((-weights[chunk, k, None, None] * m).clamp(min=-1 + 1e-6)).sum(0)
+        probability = total / total.sum(0).clamp(min=1) if combine == "sum" else -torch.expm1(total)
+        maps.append(_resize(probability[None], size))
+    return torch.cat(maps).clamp_(0, 1)
+
+
+@torch.no_grad()
+def instances(
+    prediction: Prediction | DensePrediction,
+    size: Size,
+    valid: Size | Sequence[Size] | None = None,
+    score: float = 0.5,
+    mask: float = 0.5,
+    min_area: int = 0,
+    thing: Sequence[bool] | None = None,
+    limit: int | None = None,
+) -> list[MaskSet]:
+    """Objects of each picture, best first; masks may overlap, and a query may give an object per class.
+
+    An object's score is p(class) × the mean mask probability inside its mask (mask probability > `mask`); objects under
+    `score`, smaller than `min_area` pixels, empty, or of classes that are not `thing` are left out. `limit` keeps the
+    most probable classes of queries before masks are looked at (published: 100; here no limit).
+    """
+    if isinstance(prediction, DensePrediction):
+        probabilities = semantic(prediction, size, valid)
+        return [dense_inference.instances(one.cpu().numpy(), score, min_area, thing) for one in probabilities]
+    found = []
+    for classes, masks, real in _pictures(prediction, valid):
+        candidates = classes[:, :-1].clone()
+        if thing is not None:
+            candidates[:, ~torch.tensor(list(thing), device=candidates.device)] = -1
+        flat = candidates.flatten()
+        # The mask's mean is at most 1: what is under the threshold now cannot come back. Nor can empty ones matter.
+        order = flat.argsort(descending=True, stable=True)[:limit]
+        order = order[flat[order] >= max(score, 0)]
+        queries, labels = order // candidates.shape[1], order % candidates.shape[1]
+        used, place = queries.unique(return_inverse=True)
+        parts, quality = [], []
+        for _, upsampled in _upsample(masks[used], real, size):
+            inside = upsampled > _logit(mask)
+            area = inside.flatten(1).sum(1)
+            mean = (upsampled.sigmoid_() * inside).flatten(1).sum(1) / (area + 1e-6)
+            quality.append(mean)
+            parts.append(MaskSet.from_dense(inside.cpu().numpy(), np.zeros(len(inside), np.int64)))
+        if not parts:
+            found.append(MaskSet.empty(size))
+            continue
+        scores = (flat[order] * torch.cat(quality)[place]).cpu().numpy()
+        objects = MaskSet.concatenate(parts)[place.cpu().numpy()]
+        objects = objects.with_labels(labels.cpu().numpy()).with_scores(scores.astype(np.float32))
+        objects = objects[(scores >= score) & (objects.areas >= max(min_area, 1))]
+        found.append(objects[np.argsort(-objects.scores, kind="stable")])
+    return found
+
+
+@torch.no_grad()
+def panoptic(
+    prediction: Prediction | DensePrediction,
+    size: Size,
+    valid: Size | Sequence[Size] | None = None,
+    thing: Sequence[bool] | None = None,
+    score: float = 0.8,
+    overlap: float = 0.8,
+    inside_mask: bool = False,
+) -> list[MaskSet]:
+    """A partition of each picture: every pixel in at most one segment; stuff of one class is one segment.
+
+    Queries whose best class is an object with p > `score` compete for pixels by p·m; a query keeps its pixels if they
+    are at least `overlap` of its own mask (m ≥ 0.5). All classes are things by default. `inside_mask` is Mask2Former's
+    rule: only pixels with m ≥ 0.5 belong to the winner. Segments come in query order, each with ids of its own.
+    """
+    if isinstance(prediction, DensePrediction):
+        probabilities = semantic(prediction, size, valid)
+        return [dense_inference.panoptic(one.cpu().numpy(), thing) for one in probabilities]
+    return [
+        _merge(classes, masks, real, size, thing, (score, overlap), inside_mask)
+        for classes, masks, real in _pictures(prediction, valid)
+    ]
+
+
+def _merge(
+    classes: Tensor,
+    masks: Tensor,
+    real: Size,
+    size: Size,
+    thing: Sequence[bool] | None,
+    thresholds: tuple[float, float],
+    inside_mask: bool,
+) -> MaskSet:
+    """The panoptic merge without a loop over queries: running maximum, two bincounts, one look-up table."""
+    nothing = classes.shape[1] - 1
+    best, labels = classes.max(1)
+    kept = (labels != nothing) & (best > thresholds[0])
+    best, labels, masks = best[kept], labels[kept], masks[kept]
+    count = len(labels)
+    if not count:
+        return MaskSet.empty(size)
+    top = torch.full(size, -1.0, device=masks.device)
+    winner = torch.zeros(size, dtype=torch.int64, device=masks.device)
+    winner_inside = torch.zeros(size, dtype=torch.bool, device=masks.device)
+    mask_area = torch.zeros(count, dtype=torch.int64, device=masks.device)
+    for chunk, upsampled in _upsample(masks, real, size):
+        m = upsampled.sigmoid_()
+        mask_area[chunk] = (m >= 0.5).flatten(1).sum(1)
+        value, index = (m * best[chunk, None, None]).max(0)
+        better = value > top
+        top = torch.where(better, value, top)
+        winner = torch.where(better, index + chunk.start, winner)
+        winner_inside = torch.where(better, m.gather(0, index[None])[0] >= 0.5, winner_inside)
+    won = torch.bincount(winner.flatten(), minlength=count)
+    held = torch.bincount(winner[winner_inside], minlength=count) if inside_mask else won
+    accepted = (won > 0) & (mask_area > 0) & (held > 0) & (won >= thresholds[1] * mask_area)
+    return _segments(winner, winner_inside if inside_mask else None, accepted, labels, best, thing)
+
+
+def _segments(
+    winner: Tensor,
+    inside: Tensor | None,
+    accepted: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    thing: Sequence[bool] | None,
+) -> MaskSet:
+    """One copy to the host, then a table from query to segment id: 1..N in query order, stuff classes merged."""
+    winner_map, ok = winner.cpu().numpy(), accepted.cpu().numpy()
+    label, weight = labels.cpu().numpy(), scores.cpu().numpy()
+    table = np.zeros(len(ok), np.int64)
+    segment_labels: list[int] = []
+    segment_scores: list[float] = []
+    stuff: dict[int, int] = {}
+    for query in np.flatnonzero(ok):
+        kind = int(label[query])
+        if thing is not None and not thing[kind] and kind in stuff:
+            table[query] = stuff[kind]
+            segment_scores[stuff[kind] - 1] = max(segment_scores[stuff[kind] - 1], float(weight[query]))
+            continue
+        segment_labels.append(kind)
+        segment_scores.append(float(weight[query]))
+        table[query] = stuff[kind] = len(segment_labels)
+    segments = table[winner_map]
+    if inside is not None:
+        segments[~inside.cpu().numpy()] = 0
+    present = MaskSet.from_label_map(segments, {n + 1: kind for n, kind in enumerate(segment_labels)})
+    return present.with_scores(np.asarray(segment_scores, np.float32))
+
+
+def _pictures(prediction: Prediction, valid: Size | Sequence[Size] | None) -> Iterator[tuple[Tensor, Tensor, Size]]:
+    """Of each picture: class probabilities (Q, K+1), mask logits (Q, h, w), both float32, and its valid size."""
+    probabilities = prediction.class_logits.float().softmax(-1)
+    yield from zip(probabilities, prediction.mask_logits, _valid(prediction, valid), strict=True)
+
+
+def _valid(prediction: Prediction | DensePrediction, valid: Size | Sequence[Size] | None) -> list[Size]:
+    if isinstance(prediction, DensePrediction):
+        maps, step = prediction.logits, 1
+    else:
+        maps, step = prediction.mask_logits, STRIDE
+    height, width = maps.shape[-2] * step, maps.shape[-1] * step
+    if valid is None:
+        valid = (height, width)
+    each = [cast(Size, valid)] * len(maps) if isinstance(valid[0], int) else list(cast(Sequence[Size], valid))
+    for real in each:
+        if not (0 < real[0] <= height and 0 < real[1] <= width):
+            raise ValueError(f"valid: {real} pixels of a padded input of {(height, width)}")
+    if len(each) != len(maps):
+        raise ValueError(f"valid: {len(each)} sizes for {len(maps)} pictures")
+    return each
+
+
+def _upsample(masks: Tensor, real: Size, size: Size) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of mask logits (Q, h, w) at the padded input's size, cropped to `real`, resized to `size`; float32."""
+    height, width = masks.shape[-2] * STRIDE, masks.shape[-1] * STRIDE
+    at_once = max(1, CHUNK_PIXELS // max(height * width, size[0] * size[1]))
+    for start in range(0, len(masks), at_once):
+        chunk = slice(start, min(start + at_once, len(masks)))
+        x = masks[None, chunk].float()
+        x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
+        yield chunk, _resize(x[..., : real[0], : real[1]], size)[0]
+
+
+def _resize(x: Tensor, size: Size) -> Tensor:
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _logit(probability: float) -> float:
+    if not 0 < probability < 1:
+        raise ValueError(f"mask threshold {probability}: expected a number between 0 and 1")
+    return float(np.log(probability / (1 - probability)))

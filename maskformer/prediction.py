@@ -1,0 +1,27 @@
+"""What a model returns: the two currencies between models, losses and inference."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+STRIDE = 4  # mask logits are at a quarter of the (padded) input, in every model of the family
+
+
+class Prediction(NamedTuple):
+    """A set of Q masks with a class each (mask classification).
+
+    class_logits (B, Q, K+1), "no object" last; mask_logits (B, Q, H/4, W/4); auxiliary: the same two of the earlier
+    decoder layers, first layer first (empty where the model is not training or does not supervise them).
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    auxiliary: tuple[Prediction, ...] = ()
+
+
+class DensePrediction(NamedTuple):
+    """A class for every pixel: logits (B, K+1, H, W), "nothing" last."""
+
+    logits: Tensor

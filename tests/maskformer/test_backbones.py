@@ -1,0 +1,123 @@
+import pytest
+import timm
+import torch
+
+from maskformer.backbones import Backbone, inflate_stem, load_backbone_weights
+from maskformer.config import ModelConfig
+from maskformer.model import build_model
+
+NAME = "tf_efficientnet_lite0"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return timm.create_model(NAME, pretrained=False).state_dict()
+
+
+def features(channels: int, weights: dict, x: torch.Tensor, rgb=None) -> list[torch.Tensor]:
+    """In double precision: another order of summation alone moves float32 features by 1e-5."""
+    backbone = Backbone(NAME, channels).eval()
+    load_backbone_weights(backbone, weights, rgb)
+    with torch.no_grad():
+        return backbone.double()(x.double())
+
+
+@pytest.mark.parametrize("name", [NAME, "resnet18", "convnext_atto"])
+def test_strides_4_to_32(name: str) -> None:
+    backbone = Backbone(name, in_channels=2).eval()
+    with torch.no_grad():
+        out = backbone(torch.randn(1, 2, 64, 96))
+    assert [tuple(f.shape[-2:]) for f in out] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert tuple(f.shape[1] for f in out) == backbone.channels
+
+
+@pytest.mark.parametrize(("name", "word"), [("no_such_net", "no model"), ("vit_tiny_patch16_224", "strides")])
+def test_unusable_network_is_named(name: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        Backbone(name)
+
+
+def test_extra_channels_at_zero_keep_the_rgb_features(weights: dict) -> None:
+    rgb = torch.randn(1, 3, 64, 64)
+    wanted = features(3, weights, rgb)
+    five = torch.zeros(1, 5, 64, 64)
+    five[:, :3] = rgb
+    shuffled = torch.zeros(1, 5, 64, 64)
+    shuffled[:, [3, 1, 0]] = rgb
+    for got in (features(5, weights, five), features(5, weights, shuffled, rgb=(3, 1, 0))):
+        for a, b in zip(got, wanted, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_bgr_order_of_three_channels(weights: dict) -> None:
+    rgb = torch.randn(1, 3, 64, 64)
+    for a, b in zip(features(3, weights, rgb.flip(1), rgb=(2, 1, 0)), features(3, weights, rgb), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_one_channel_is_grey(weights: dict) -> None:
+    grey = torch.randn(1, 1, 64, 64)
+    wanted = features(3, weights, grey.expand(1, 3, 64, 64))
+    for a, b in zip(features(1, weights, grey), wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_an_extra_channel_can_be_seen(weights: dict) -> None:
+    x = torch.zeros(1, 4, 64, 64)
+    y = x.clone()
+    y[:, 3] = torch.randn(1, 64, 64)
+    assert not torch.allclose(features(4, weights, x)[0], features(4, weights, y)[0])
+
+
+def test_wrong_rgb_places() -> None:
+    with pytest.raises(ValueError, match="three different channels"):
+        inflate_stem(torch.zeros(4, 3, 3, 3), 4, (0, 0, 1))
+
+
+@pytest.mark.parametrize("preset", ["mfenet-efficientnet-lite0", "unet-efficientnet-lite0"])
+def test_account_of_loaded_weights(preset: str, weights: dict) -> None:
+    model = build_model(ModelConfig.from_preset(preset, in_channels=4))
+    account = load_backbone_weights(model, weights)
+    assert account.inflated == ("conv_stem.weight",)
+    assert not account.missing
+    assert set(account.unexpected) == {n for n in weights if n.startswith(("conv_head", "bn2", "classifier"))}
+    own = model.backbone.state_dict()
+    name = next(n for n in own if n.endswith("blocks.3.1.conv_pw.weight"))
+    torch.testing.assert_close(own[name], weights["blocks.3.1.conv_pw.weight"])
+
+
+def test_both_architectures_get_the_same_encoder(weights: dict) -> None:
+    x, out = torch.randn(1, 3, 64, 64), []
+    for preset in ("mfenet-efficientnet-lite0", "unet-efficientnet-lite0"):
+        model = build_model(ModelConfig.from_preset(preset)).eval()
+        load_backbone_weights(model, weights)
+        with torch.no_grad():
+            out.append(model.backbone(x)[-4:])
+    for a, b in zip(*out, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_flattened_names_of_timm_are_found() -> None:
+    full = timm.create_model("convnext_atto", pretrained=False).state_dict()
+    account = load_backbone_weights(Backbone("convnext_atto"), full)
+    assert not account.missing
+    assert all(name.startswith(("head", "norm_pre")) for name in account.unexpected)
+
+
+def test_foreign_weights_are_refused(weights: dict) -> None:
+    with pytest.raises(ValueError, match="no tensor of the file"):
+        load_backbone_weights(Backbone("resnet18"), {"something.else": torch.zeros(1)})
+    broken = {**weights, "blocks.3.1.conv_pw.weight": torch.zeros(1, 2, 3, 4)}
+    with pytest.raises(ValueError, match=r"blocks\.3\.1\.conv_pw\.weight has shape"):
+        load_backbone_weights(Backbone(NAME), broken)
+
+
+def test_frozen_batch_norm_stays(weights: dict) -> None:
+    frozen, free = Backbone(NAME, freeze_batch_norm=True).train(), Backbone(NAME).train()
+    for backbone, changes in ((frozen, False), (free, True)):
+        before = backbone.network.bn1.running_mean.clone()
+        backbone(torch.randn(2, 3, 64, 64) + 1)[-1].sum().backward()
+        assert (not torch.equal(before, backbone.network.bn1.running_mean)) is changes
+        assert (backbone.network.bn1.weight.grad is not None) is changes
+        assert backbone.network.conv_stem.weight.grad is not None
