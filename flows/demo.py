@@ -42,13 +42,13 @@ class SceneRun:
 def run_demo(name: str, on_progress: Progress, say: Callable[[str], None]) -> None:
     """Run demo `name` into ./demo-output. Raises DemoFailed where its own checks fail."""
     began = time.monotonic()
-    config = load_config(DEMOS / f"{name}.yaml")
+    config = load_demo_config(name)
     with _embedded_servers():
-        from pipelines.experiments import train
+        from pipelines.tracked import train_tracked
 
         training = OUTPUT / "training" / name
         shutil.rmtree(training, ignore_errors=True)  # a demo starts anew; only its own folder is removed
-        outcome = train(config, training, on_progress=on_progress)
+        outcome = train_tracked(config, training, on_progress=on_progress)
         assert outcome.registered is not None, "the demo's config registers its model"
         item = config.data[0]
         scenes = [_segment(item, outcome.registered, name)]
@@ -85,6 +85,7 @@ def _segment(item: DataItem, model: str, name: str) -> SceneRun:
         return_state=True,
     )
     flow_run = state.state_details.flow_run_id
+    assert flow_run is not None, "a flow run that returned has an id"
     return SceneRun(Path(state.result()), flow_run, state.type.value, shard_states(flow_run))
 
 
@@ -124,8 +125,8 @@ def _summary(config: RunConfig, metrics: dict[str, Any], scenes: list[SceneRun],
 
 def _table(config: RunConfig, metrics: dict[str, Any]) -> Iterator[str]:
     """Held-out scores, side by side; `-` where a row has no such number."""
-    columns = [key for key in ("foreground_iou", "f1_50", "box_f1_50", "pq", "ap50") if key in metrics["heldout"]]
-    rows = [("mask model", metrics["heldout"])]
+    columns = [key for key in ("foreground_iou", "f1_50", "box_f1_50", "pq", "ap50") if key in metrics]
+    rows = [("mask model", metrics)]
     if "unet" in metrics["baseline"]:
         rows.append(("per-pixel U-Net + regions", metrics["baseline"]["unet"]))
     rows += [(f"trivial: {key.replace('_', ' ')}", row) for key, row in metrics["baseline"]["trivial"].items()]

@@ -52,8 +52,11 @@ def finish(plan: ScenePlan, work: str, out: str, seconds: dict[str, float], over
     return str(finish_scene(plan, Path(work), Path(out), Stopwatch(seconds), overwrite=overwrite))
 
 
+RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+
+
 # One shard at a time: the model's own threads fill the machine, and two models would only share it.
-@flow(name="segment-scene", flow_run_name="segment-{source}", task_runner=ThreadPoolTaskRunner(max_workers=1))
+@flow(name="segment-scene", flow_run_name="segment-{source}", task_runner=RUNNER)
 def segment_scene(
     source: str,
     model: str,

@@ -10,9 +10,9 @@ from pipelines.config import RunConfig
 
 @task(name="train", cache_policy=NO_CACHE)
 def train_task(config: RunConfig, out: str, resume: bool) -> str:
-    from pipelines.experiments import train
+    from pipelines.tracked import train_tracked
 
-    return str(train(config, out, resume=resume))
+    return str(train_tracked(config, out, resume=resume).bundle)
 
 
 @flow(name="train-model", flow_run_name="train-{config.name}")

@@ -16,20 +16,32 @@ from typing import Any
 from torch import nn
 
 from maskformer.config import ModelConfig
+from maskformer.losses import build_criterion
 from pipelines.assembly import DEFAULT_SEMANTIC, predict_in_memory
 from pipelines.bundle import load_bundle, save_bundle
 from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
+from pipelines.datasets import CropDataset, Part
 from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
 from pipelines.labelled import LabelledData
 from pipelines.manifest import versions
 from pipelines.predictor import Predictor, settle
 from pipelines.sinks.folder import atomic_write
 from pipelines.splits import Place
+from pipelines.starting import build
 from pipelines.training import FitResult, fit
 from pipelines.tuning import tune
 
 log = logging.getLogger(__name__)
 Progress = Callable[..., None]  # (stage, done, total, **notes)
+OnRow = Callable[[str, dict[str, float]], None]  # (preset, a row of its history)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training left: the bundle's folder, and `metrics.json` as a dict."""
+
+    bundle: Path
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,26 @@ class Trained:
     scores: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class _Watch:
+    """Passes the rows of a training on to whoever watches."""
+
+    on_progress: Progress | None
+    on_row: OnRow | None
+
+    def of(self, preset: str, options: TrainOptions) -> Callable[[dict[str, float]], None]:
+        def row_came(row: dict[str, float]) -> None:
+            if self.on_progress:
+                by_steps = options.steps is not None
+                total = float(options.steps or 60 * (options.minutes or 0))
+                done = min(row["step"] if by_steps else row["seconds"], total)
+                self.on_progress(f"train {preset}", done, total, loss=row.get("total"))
+            if self.on_row:
+                self.on_row(preset, row)
+
+        return row_came
+
+
 def train(
     config: RunConfig,
     out: str | Path,
@@ -52,25 +84,28 @@ def train(
     seed: int | None = None,
     resume: bool = False,
     on_progress: Progress | None = None,
-) -> Path:
-    """Train the config's model (and its baseline), leave `out/bundle/` and `out/metrics.json`; return the bundle."""
+    on_row: OnRow | None = None,
+) -> Outcome:
+    """Train the config's model and its baseline; leave `out/bundle/`, `out/baseline/` and `out/metrics.json`."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     config = _changed(config, minutes, seed)
+    watch = _Watch(on_progress, on_row)
     with LabelledData(config) as data:
-        trained = _train_one(config, config.model, config.train, data, out / "checkpoints", resume, on_progress)
+        trained = _train_one(config, config.model, config.train, data, out / "checkpoints", resume, watch)
         baselines: dict[str, Any] = {"trivial": _trivial(data)}
         beside = None
         if config.baseline:
             model, options = _baseline_settings(config)
-            beside = _train_one(config, model, options, data, out / "baseline-checkpoints", resume, on_progress)
+            beside = _train_one(config, model, options, data, out / "baseline-checkpoints", resume, watch)
             baselines["unet"] = {**beside.scores, "training": _training_facts(beside)}
             _save(out / "baseline", beside, data, {"heldout": beside.scores})
         metrics = {"heldout": trained.scores, "baseline": baselines}
         folder = _save(out / "bundle", trained, data, metrics, beside)
+    flat = {**trained.scores, "baseline": baselines}
     with atomic_write(out / "metrics.json") as temporary:
-        Path(temporary).write_text(json.dumps({**trained.scores, "baseline": baselines}, indent=2) + "\n")
-    return folder
+        Path(temporary).write_text(json.dumps(flat, indent=2) + "\n")
+    return Outcome(folder, flat)
 
 
 def evaluate(
@@ -124,22 +159,22 @@ def _train_one(
     data: LabelledData,
     checkpoints: Path,
     resume: bool,
-    on_progress: Progress | None,
+    watch: _Watch,
 ) -> Trained:
-    from maskformer.losses import build_criterion
-    from pipelines.datasets import CropDataset, Part
-    from pipelines.starting import build
-
     split = data.split
     model_config, model = build(wanted, data.adapter)
     parts = [Part(data.scenes[p.item].path, data.scenes[p.item].annotations, p.window) for p in split.train]
     dataset = CropDataset(parts, data.adapter, options.crop, options.augment, options.seed)
 
-    def on_row(row: dict[str, Any]) -> None:
-        if on_progress:
-            on_progress(f"train {wanted.preset}", *_position(row, options), loss=row.get("total"))
-
-    fitted = fit(model, build_criterion(model_config), dataset, options, checkpoints, on_row, resume=resume)
+    fitted = fit(
+        model,
+        build_criterion(model_config),
+        dataset,
+        options,
+        checkpoints,
+        watch.of(wanted.preset, options),
+        resume=resume,
+    )
     task = "semantic" if model_config.architecture == "unet" else config.predict.task
     settings = config.predict.model_copy(update={"task": task, "device": "auto", "precision": options.precision})
 
@@ -151,12 +186,6 @@ def _train_one(
     thresholds = tune([data.view(p) for p in split.validation], data.adapter, make_predictor, boxes)
     scores = score(model, data, split.test or _everything(data), settings, thresholds)
     return Trained(model, model_config, options, fitted, thresholds, scores)
-
-
-def _position(row: dict[str, Any], options: TrainOptions) -> tuple[float, float]:
-    if options.steps:
-        return row["step"], options.steps
-    return row["seconds"], 60 * (options.minutes or 0)
 
 
 def _baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:

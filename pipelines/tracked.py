@@ -1,0 +1,53 @@
+"""Training as a tracked run: parameters, curves, scores and files in MLflow, the bundle in its registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import RunConfig, save_config
+from pipelines.experiments import Outcome, train
+from pipelines.tracking import register, track
+
+
+@dataclass(frozen=True)
+class TrackedOutcome:
+    """`registered` is `models:/name/version`, or None where the config names no registry entry."""
+
+    bundle: Path
+    metrics: dict[str, Any]
+    run_id: str
+    registered: str | None
+
+
+def train_tracked(
+    config: RunConfig, out: str | Path, *, on_progress: Callable[..., None] | None = None, **settings: Any
+) -> TrackedOutcome:
+    """`pipelines.experiments.train` inside an MLflow run; `settings` go to it."""
+    tracking = config.tracking
+    with track(config.name, experiment=tracking.experiment, uri=tracking.uri) as run:
+        run.params(config.model_dump(mode="json", exclude={"adapter", "data"}))
+
+        def on_row(preset: str, row: dict[str, float]) -> None:
+            run.metrics({f"{preset}/{key}": value for key, value in row.items() if key != "step"}, int(row["step"]))
+
+        outcome = train(config, out, on_progress=on_progress, on_row=on_row, **settings)
+        run.metrics(final_scores(outcome))
+        save_config(config, Path(out) / "config.yaml")
+        for name in ("config.yaml", "metrics.json"):
+            run.artifact(Path(out) / name)
+        registered = None
+        if tracking.register_as:
+            scores = {key: value for key, value in outcome.metrics.items() if isinstance(value, float)}
+            version = register(outcome.bundle, tracking.register_as, run, alias=tracking.alias, scores=scores)
+            registered = f"models:/{tracking.register_as}/{version}"
+        return TrackedOutcome(outcome.bundle, outcome.metrics, run.run_id, registered)
+
+
+def final_scores(outcome: Outcome) -> dict[str, float]:
+    """Held-out scores of the model and, under `baseline.`, of the U-Net."""
+    baseline = outcome.metrics["baseline"].get("unet", {})
+    mine = {f"heldout.{k}": v for k, v in outcome.metrics.items() if isinstance(v, int | float)}
+    return mine | {f"baseline.unet.{k}": v for k, v in baseline.items() if isinstance(v, int | float)}
