@@ -1,9 +1,9 @@
 """MaskSet: N objects on one canvas, which may overlap. The currency of the whole project.
 
-Objects are stored as row runs in one CSR layout: `runs[offsets[i]:offsets[i + 1]]` are the runs of object i, rows
-`(row, start, stop)` on a picture and `(slice, row, start, stop)` in a volume. So cropping, shifting, uniting, areas and
-IoU are vectorised and cost what the objects cost, not what the canvas costs. The form is unique (runs sorted, never
-touching), and equality of arrays is equality of sets. numpy only.
+Objects are stored as row runs in one CSR layout: `runs[offsets[i]:offsets[i + 1]]` are the runs of object
+i, rows `(row, start, stop)` on a picture and `(slice, row, start, stop)` in a volume. So cropping,
+shifting, uniting, areas and IoU are vectorised and cost what the objects cost, not what the canvas costs.
+The form is unique (runs sorted, never touching), and equality of arrays is equality of sets. numpy only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maskformer import run_lengths
 from maskformer import runs as rle
+from maskformer.colouring import colour_graph
 
 LONG_OBJECT = 4096  # runs from which a crop searches its rows by bisection instead of looking at all of them
 PAINT_PIXELS = 1 << 24  # pixels expanded at once while painting: 128 MiB of indices
@@ -23,9 +25,9 @@ PAINT_PIXELS = 1 << 24  # pixels expanded at once while painting: 128 MiB of ind
 class MaskSet:
     """N possibly overlapping masks with a class index, a score and a stable id each; immutable.
 
-    runs: (R, ndim + 1) int32; offsets: (N + 1,) int64; labels: (N,) class indices; scores: (N,) float32, 1 by default.
-    Runs of an object that come unsorted, touching or overlapping are brought into the unique form. Raises ValueError
-    where shapes do not fit or a run leaves the canvas.
+    runs: (R, ndim + 1) int32; offsets: (N + 1,) int64; labels: (N,) class indices; scores: (N,) float32, 1
+    by default. Runs of an object that come unsorted, touching or overlapping are brought into the unique
+    form. Raises ValueError where shapes do not fit or a run leaves the canvas.
     """
 
     def __init__(
@@ -38,33 +40,26 @@ class MaskSet:
     ) -> None:
         canvas = tuple(int(n) for n in shape)
         if len(canvas) < 2 or min(canvas) < 0 or max(canvas) >= 2**31:
-            raise ValueError(
-                f"expected a canvas of at least two axes, each 0 to 2**31 - 1 long, got {canvas}"
-            )
+            raise ValueError(f"expected a canvas of at least two axes, each 0 to 2**31 - 1 long, got {canvas}")
         run_array = np.array(runs, np.int32, ndmin=2).reshape(-1, len(canvas) + 1) if np.size(runs) else None
         if run_array is None:
             run_array = np.zeros((0, len(canvas) + 1), np.int32)
         elif np.shape(runs)[-1] != len(canvas) + 1:
-            raise ValueError(
-                f"expected runs of {len(canvas) + 1} columns on canvas {canvas}, got {np.shape(runs)}"
-            )
+            raise ValueError(f"expected runs of {len(canvas) + 1} columns on canvas {canvas}, got {np.shape(runs)}")
         offset_array = np.array(offsets, np.int64)
         if offset_array.ndim != 1 or not len(offset_array) or offset_array[0] != 0:
             raise ValueError(f"expected offsets (N + 1,) that begin with 0, got {offset_array}")
         if offset_array[-1] != len(run_array) or np.any(np.diff(offset_array) < 0):
-            raise ValueError(
-                f"expected rising offsets that end with {len(run_array)} runs, got {offset_array}"
-            )
-        _check_inside(canvas, run_array)
+            raise ValueError(f"expected rising offsets that end with {len(run_array)} runs, got {offset_array}")
+        rle.check_inside(canvas, run_array)
         self._fill(canvas, run_array, offset_array, labels, scores)
         start, stop = self._flat()
         inside = np.ones(max(len(start) - 1, 0), bool)
         borders = self._offsets[1:-1]
         inside[borders[(borders > 0) & (borders < len(start))] - 1] = False
         if np.any(start[1:][inside] <= stop[:-1][inside]):
-            owner, start, stop = rle.merge(self._owners(), start, stop, self._flat_size)
-            tidy = _from_flat(canvas, start, stop)
-            self._fill(canvas, tidy, rle.offsets_of(owner, len(self)), labels, scores)
+            tidy = MaskSet.from_flat(canvas, self._owners(), start, stop, labels, scores)
+            self.__dict__.update(tidy.__dict__)
 
     def _fill(
         self,
@@ -78,9 +73,7 @@ class MaskSet:
         label_array = np.array(labels).reshape(-1) if np.size(labels) else np.zeros(0, np.int64)
         if label_array.dtype.kind not in "iu":
             raise ValueError(f"expected labels that are integer class indices, got {label_array.dtype}")
-        score_array = (
-            np.ones(count, np.float32) if scores is None else np.array(scores, np.float32).reshape(-1)
-        )
+        score_array = np.ones(count, np.float32) if scores is None else np.array(scores, np.float32).reshape(-1)
         if len(label_array) != count or len(score_array) != count:
             raise ValueError(
                 f"expected {count} labels and scores, got {len(label_array)} labels and {len(score_array)} scores"
@@ -122,28 +115,25 @@ class MaskSet:
         """masks (N, *shape), nonzero = inside; order kept, empty masks become objects of area 0."""
         dense = np.asarray(masks)
         if dense.ndim < 3:
-            raise ValueError(
-                f"expected masks (N, height, width) or (N, depth, height, width), got {dense.shape}"
-            )
+            raise ValueError(f"expected masks (N, height, width) or (N, depth, height, width), got {dense.shape}")
         dense = dense if dense.dtype == bool else dense != 0
         count, shape = len(dense), dense.shape[1:]
         line, start, stop = rle.lines_to_runs(dense.reshape(int(np.prod(dense.shape[:-1])), shape[-1]))
         lines = int(np.prod(shape[:-1]))
         owner, line = np.divmod(line, max(lines, 1))
-        found = _columns(shape, line, start, stop)
+        found = rle.columns(shape, line, start, stop)
         return cls._trusted(shape, found, rle.offsets_of(owner, count), np.asarray(labels), _optional(scores))
 
     @classmethod
     def from_label_map(cls, label_map: ArrayLike, labels: Mapping[int, int] | None = None) -> MaskSet:
         """Every nonzero value of an integer map is one object, in order of value.
 
-        `labels` gives the class index of each value (class 0 for all without it); a value it lacks is a ValueError.
+        `labels` gives the class index of each value (class 0 for all without it); a value it lacks is a
+        ValueError.
         """
         values = np.asarray(label_map)
         if values.ndim < 2 or values.dtype.kind not in "iub":
-            raise ValueError(
-                f"expected an integer map of two or three axes, got {values.dtype} {values.shape}"
-            )
+            raise ValueError(f"expected an integer map of two or three axes, got {values.dtype} {values.shape}")
         shape, flat = values.shape, values.reshape(-1, values.shape[-1])
         edge = np.ones((len(flat), shape[-1] + 1), bool)
         edge[:, 1:-1] = flat[:, 1:] != flat[:, :-1]
@@ -161,7 +151,7 @@ class MaskSet:
                 raise ValueError(f"expected a class for every value of the map, got none for {unknown[:10]}")
             classes = np.array([labels[int(v)] for v in names], np.int64)
         kept = kept[np.argsort(owner, kind="stable")]
-        found = _columns(shape, line[kept], start[kept], stop[kept])
+        found = rle.columns(shape, line[kept], start[kept], stop[kept])
         return cls._trusted(shape, found, rle.offsets_of(owner, len(names)), classes, None)
 
     @classmethod
@@ -189,43 +179,30 @@ class MaskSet:
         scores: ArrayLike | None = None,
         shape: Sequence[int] | None = None,
     ) -> MaskSet:
-        """Masks in COCO run lengths (`{"size": [h, w], "counts": str | bytes | list}`); `shape` for an empty list."""
-        sizes = {tuple(int(n) for n in one["size"]) for one in rles} | (
-            {tuple(shape)} if shape is not None else set()
-        )
-        if len(sizes) != 1:
-            raise ValueError(f"expected run lengths of one canvas size, got {sorted(sizes)}")
-        height, width = sizes.pop()
-        owners, starts, stops = [], [], []
-        for number, one in enumerate(rles):
-            counts = one["counts"]
-            counts = (
-                rle.decode_counts(counts) if isinstance(counts, str | bytes) else np.asarray(counts, np.int64)
-            )
-            edges = np.cumsum(counts)
-            if np.any(counts < 0) or (edges[-1] if len(edges) else 0) != height * width:
-                raise ValueError(
-                    f"expected counts that add up to {height} x {width}, got {counts.sum()} in {number}"
-                )
-            edges = edges if len(edges) % 2 == 0 else edges[:-1]
-            owners.append(np.full(len(edges) // 2, number))
-            starts.append(edges[0::2])
-            stops.append(edges[1::2])
-        count = len(rles)
-        if not count:
-            return cls._trusted(
-                (height, width), np.zeros((0, 3)), np.zeros(1), np.asarray(labels), _optional(scores)
-            )
-        owner, start, stop = np.concatenate(owners), np.concatenate(starts), np.concatenate(stops)
-        pixels = rle.expand(start, stop - start)
-        owner = np.repeat(owner, stop - start)
-        column, row = np.divmod(pixels, height)
-        flat = row * (width + 1) + column
-        owner, start, stop = rle.merge(owner, flat, flat + 1, height * (width + 1))
-        found = _from_flat((height, width), start, stop)
-        return cls._trusted(
-            (height, width), found, rle.offsets_of(owner, count), np.asarray(labels), _optional(scores)
-        )
+        """Masks in COCO run lengths (`{"size": [h, w], "counts": str | bytes | list}`).
+
+        `shape` for an empty list.
+        """
+        canvas, owner, start, stop = run_lengths.decode(rles, shape)
+        return cls.from_flat(canvas, owner, start, stop, labels, scores)
+
+    @classmethod
+    def from_flat(
+        cls,
+        shape: tuple[int, ...],
+        owners: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        stops: NDArray[np.int64],
+        labels: ArrayLike,
+        scores: ArrayLike | None = None,
+    ) -> MaskSet:
+        """Object `owners[k]` holds the flat run `starts[k]:stops[k]` (see `maskformer.runs`).
+
+        Any order, overlaps.
+        """
+        owners, starts, stops = rle.merge(owners, starts, stops, rle.flat_size(shape))
+        offsets = rle.offsets_of(owners, np.size(labels))
+        return cls._trusted(shape, rle.from_flat(shape, starts, stops), offsets, np.asarray(labels), _optional(scores))
 
     # ------------------------------------------------------------------ what is in it
 
@@ -270,14 +247,13 @@ class MaskSet:
             for axis in range(ndim):
                 last = -1 if axis == ndim - 1 else axis
                 boxes[filled, axis] = np.minimum.reduceat(self._runs[:, axis], first)
-                boxes[filled, ndim + axis] = np.maximum.reduceat(self._runs[:, last], first) + (
-                    axis < ndim - 1
-                )
+                boxes[filled, ndim + axis] = np.maximum.reduceat(self._runs[:, last], first) + (axis < ndim - 1)
         return _readonly(boxes)
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
-        """(N,) 63-bit ids: a hash of the class, the first pixel and, among objects that share both, their rank.
+        """(N,) 63-bit ids: a hash of the class, the first pixel and, among objects that share both, their
+        rank.
 
         They depend on geometry in canvas coordinates only, not on order, scores or the canvas size.
         """
@@ -291,14 +267,17 @@ class MaskSet:
             rank[order] = position - np.maximum.accumulate(np.where(fresh, position, 0))
         mixed = np.zeros(len(self), np.uint64)
         for part in (self._labels, *pixels.T, rank):
-            mixed = _mix(mixed ^ part.astype(np.uint64))
+            mixed = rle.mix(mixed ^ part.astype(np.uint64))
         return _readonly((mixed >> np.uint64(1)).astype(np.int64))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
     def __getitem__(self, index: int | slice | ArrayLike) -> MaskSet:
-        """The chosen objects as a set: by number, slice, integer array (repeats allowed) or boolean array (N,)."""
+        """The chosen objects as a set.
+
+        By number, slice, integer array (repeats allowed) or boolean array (N,).
+        """
         if isinstance(index, int | np.integer):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"expected an object number below {len(self)}, got {index}")
@@ -357,7 +336,14 @@ class MaskSet:
         return self[self._canonical_order]
 
     def crop(self, window: Sequence[slice]) -> MaskSet:
-        """The part inside `window` (one slice an axis) in the window's coordinates; order kept, empty ones dropped."""
+        """The part inside `window` (one slice an axis) in the window's coordinates.
+
+        Order kept, empty objects dropped; objects whose box misses the window are never looked at.
+        """
+        return self.crop_indexed(window)[0]
+
+    def crop_indexed(self, window: Sequence[slice]) -> tuple[MaskSet, NDArray[np.int64]]:
+        """`crop`, and the positions (M,) of its objects in this set."""
         if len(window) != len(self._shape):
             raise ValueError(f"expected a window of {len(self._shape)} slices, got {len(window)}")
         if any(part.step not in (None, 1) for part in window):
@@ -367,7 +353,7 @@ class MaskSet:
         ndim = len(self._shape)
         near = ((self.boxes[:, :ndim] < high) & (self.boxes[:, ndim:] > low)).all(axis=1)
         chosen = np.flatnonzero(near)
-        first, last = self._offsets[chosen].copy(), self._offsets[chosen + 1].copy()
+        first, last = self._offsets[chosen], self._offsets[chosen + 1]
         for n in np.flatnonzero(last - first > LONG_OBJECT):  # first axis is sorted inside an object
             rows = self._runs[first[n] : last[n], 0]
             first[n], last[n] = first[n] + np.searchsorted(rows, [low[0], high[0]])
@@ -376,56 +362,48 @@ class MaskSet:
         inside = (found[:, -2] < high[-1]) & (found[:, -1] > low[-1])
         for axis in range(ndim - 1):
             inside &= (found[:, axis] >= low[axis]) & (found[:, axis] < high[axis])
-        found, owner = found[inside], owner[inside]
+        found = found[inside]
         found[:, :-2] -= low[:-1].astype(np.int32)
         found[:, -2] = np.maximum(found[:, -2], low[-1]) - low[-1]
         found[:, -1] = np.minimum(found[:, -1], high[-1]) - low[-1]
-        kept, owner = np.unique(owner, return_inverse=True)
-        return MaskSet._trusted(
-            tuple(int(n) for n in high - low),
-            found,
-            rle.offsets_of(owner, len(kept)),
-            self._labels[chosen[kept]],
-            self._scores[chosen[kept]],
-        )
+        counts = np.bincount(owner[inside], minlength=len(chosen))
+        kept = np.flatnonzero(counts)
+        chosen = chosen[kept]
+        offsets = np.concatenate([[0], np.cumsum(counts[kept])])
+        shape = tuple(int(n) for n in high - low)
+        return MaskSet._trusted(shape, found, offsets, self._labels[chosen], self._scores[chosen]), chosen
 
     def place(self, shape: Sequence[int], offset: Sequence[int]) -> MaskSet:
         """The same objects on a canvas of `shape`, moved by `offset`; ValueError where one would leave it."""
         if len(shape) != len(self._shape) or len(offset) != len(self._shape):
-            raise ValueError(
-                f"expected shape and offset of {len(self._shape)} axes, got {shape} and {offset}"
-            )
+            raise ValueError(f"expected shape and offset of {len(self._shape)} axes, got {shape} and {offset}")
         moved = self._runs + np.array([*offset, offset[-1]], np.int64)
         canvas = tuple(int(n) for n in shape)
-        _check_inside(canvas, moved)
+        rle.check_inside(canvas, moved)
         return MaskSet._trusted(canvas, moved, self._offsets, self._labels, self._scores)
 
     def union(self, groups: ArrayLike) -> MaskSet:
         """One object for every value of `groups` (N,), in rising order: the union of its members.
 
-        Class of the largest member (the lower class among equals), score weighted by the members' areas (the plain mean
-        where all are empty). Sums are made in the order of the set.
+        Class of the largest member (the lower class among equals), score weighted by the members' areas
+        (the plain mean where all are empty). Sums are made in the order of the set.
         """
         group = np.asarray(groups)
         if group.shape != (len(self),) or (group.dtype.kind not in "iu" and len(self)):
             raise ValueError(f"expected {len(self)} integer groups, got {group.dtype} {group.shape}")
         names, member = np.unique(group, return_inverse=True)
         start, stop = self._flat()
-        owner, start, stop = rle.merge(
-            np.repeat(member, np.diff(self._offsets)), start, stop, self._flat_size
-        )
+        owner, start, stop = rle.merge(np.repeat(member, np.diff(self._offsets)), start, stop, self._flat_size)
         largest = np.lexsort((self._labels, -self.areas, member))
         first = np.ones(len(self), bool)
         first[1:] = np.diff(member[largest]) > 0
         weight = self.areas.astype(np.float64)
         hollow = np.bincount(member, weight, len(names)) == 0
         weight[hollow[member]] = 1.0
-        score = np.bincount(member, weight * self._scores, len(names)) / np.bincount(
-            member, weight, len(names)
-        )
+        score = np.bincount(member, weight * self._scores, len(names)) / np.bincount(member, weight, len(names))
         return MaskSet._trusted(
             self._shape,
-            _from_flat(self._shape, start, stop),
+            rle.from_flat(self._shape, start, stop),
             rle.offsets_of(owner, len(names)),
             self._labels[largest[first]],
             score.astype(np.float32),
@@ -476,8 +454,8 @@ class MaskSet:
     def layers(self) -> list[NDArray[np.int32]]:
         """Few label maps (values 1..N by position in the set) in each of which no objects overlap; lossless.
 
-        Colours the graph of overlaps, most constrained object first (DSATUR, Brelaz 1979): exact for two layers, and in
-        practice as many maps as the deepest pile of objects. No objects give no maps.
+        Colours the graph of overlaps, most constrained object first (DSATUR, Brelaz 1979): exact for two
+        layers, and in practice as many maps as the deepest pile of objects. No objects give no maps.
         """
         i, j, _ = self.overlaps(self)
         colour = colour_graph(i[i != j], j[i != j], len(self))
@@ -487,37 +465,20 @@ class MaskSet:
         """COCO run lengths of every object, compressed: `{"size": [h, w], "counts": str}`; pictures only."""
         if len(self._shape) != 2:
             raise ValueError(f"expected a picture for COCO run lengths, got a canvas {self._shape}")
-        height, width = self._shape
-        pieces: list[NDArray] = []
-        for number, (top, left, bottom, right) in enumerate(self.boxes):
-            alone = self[number].crop((slice(top, bottom), slice(left, right)))
-            upright = alone.to_dense()[0].T if len(alone) else np.zeros((0, height), bool)
-            column, start, stop = rle.lines_to_runs(upright)
-            start, stop = (column + left) * height + start + top, (column + left) * height + stop + top
-            owner, start, stop = rle.merge(np.zeros(len(start), np.int64), start, stop, height * width + 1)
-            edges = np.column_stack([start, stop]).reshape(-1)
-            counts = np.diff(np.concatenate([[0], edges, [height * width]]))
-            pieces.append(counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts)
-        offsets = np.concatenate([[0], np.cumsum([len(one) for one in pieces])]).astype(np.int64)
-        counts = np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
-        return [{"size": [height, width], "counts": text} for text in rle.encode_counts(counts, offsets)]
+        return run_lengths.encode(self._shape, self._owners(), *self._flat(), len(self))
 
     # ------------------------------------------------------------------ inside
 
     @property
     def _flat_size(self) -> int:
-        return int(np.prod(self._shape[:-1], dtype=np.int64)) * (self._shape[-1] + 1)
+        return rle.flat_size(self._shape)
 
     def _owners(self) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(self)), np.diff(self._offsets))
 
     def _flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Flat start and stop of every run (see `maskformer.runs`)."""
-        line = np.zeros(len(self._runs), np.int64)
-        for axis, length in enumerate(self._shape[:-1]):
-            line = line * length + self._runs[:, axis]
-        line *= self._shape[-1] + 1
-        return line + self._runs[:, -2], line + self._runs[:, -1]
+        return rle.to_flat(self._shape, self._runs)
 
     def _by_position(self) -> tuple[NDArray, NDArray, NDArray]:
         start, stop = self._flat()
@@ -539,7 +500,7 @@ class MaskSet:
         same = np.ones(max(len(self) - 1, 0), bool)
         for key in keys:
             same &= key[order][1:] == key[order][:-1]
-        for begin, end in _stretches(same):  # equal in all of that: rare, compared run by run
+        for begin, end in rle.stretches(same):  # equal in all of that: rare, compared run by run
             tied = order[begin:end].tolist()
             order[begin:end] = sorted(tied, key=lambda n: (self._run_bytes(n), self._scores[n]))
         return _readonly(order)
@@ -559,45 +520,12 @@ class MaskSet:
             part = self[numbers[done:upto]]
             start, stop = part._flat()
             pixels = rle.expand(start - start // (width + 1), stop - start)
-            canvas[pixels] = np.repeat(
-                numbers[done:upto] + 1, part.areas
-            )  # numpy: the last of equal indices stays
+            canvas[pixels] = np.repeat(numbers[done:upto] + 1, part.areas)  # numpy: the last of equal indices stays
             done = upto
         return canvas.reshape(self._shape)
 
 
-def colour_graph(i: NDArray, j: NDArray, count: int) -> NDArray[np.int64]:
-    """Colours (count,) so that no pair (i, j) (given both ways) shares one; DSATUR."""
-    colour = np.full(count, -1, np.int64)
-    touched = np.unique(i)
-    colour[np.setdiff1d(np.arange(count), touched)] = 0
-    order = np.argsort(i, kind="stable")
-    offsets = rle.offsets_of(i[order], count)
-    neighbours = j[order]
-    import heapq
-
-    degree = np.diff(offsets)
-    taken: dict[int, set[int]] = {int(n): set() for n in touched}
-    heap = [(0, -int(degree[n]), int(n)) for n in touched]
-    heapq.heapify(heap)
-    while heap:
-        saturation, _, node = heapq.heappop(heap)
-        if colour[node] >= 0 or -saturation != len(taken[node]):
-            continue  # an older entry of this node
-        chosen = 0
-        while chosen in taken[node]:
-            chosen += 1
-        colour[node] = chosen
-        for other in neighbours[offsets[node] : offsets[node + 1]].tolist():
-            if colour[other] < 0 and chosen not in taken[other]:
-                taken[other].add(chosen)
-                heapq.heappush(heap, (-len(taken[other]), -int(degree[other]), other))
-    return colour
-
-
-def _rebuild(
-    shape: tuple[int, ...], runs: NDArray, offsets: NDArray, labels: NDArray, scores: NDArray
-) -> MaskSet:
+def _rebuild(shape: tuple[int, ...], runs: NDArray, offsets: NDArray, labels: NDArray, scores: NDArray) -> MaskSet:
     return MaskSet._trusted(shape, runs, offsets, labels, scores)
 
 
@@ -609,42 +537,3 @@ def _readonly(array: NDArray) -> NDArray:
 
 def _optional(scores: ArrayLike | None) -> NDArray | None:
     return None if scores is None else np.asarray(scores)
-
-
-def _columns(shape: tuple[int, ...], line: NDArray, start: NDArray, stop: NDArray) -> NDArray[np.int32]:
-    """Run rows of a line number (row-major over all axes but the last), start and stop."""
-    lead = np.unravel_index(line, shape[:-1]) if len(line) else [np.zeros(0, np.int64)] * (len(shape) - 1)
-    return np.column_stack([*lead, start, stop]).astype(np.int32)
-
-
-def _from_flat(shape: tuple[int, ...], start: NDArray, stop: NDArray) -> NDArray[np.int32]:
-    line = start // (shape[-1] + 1)
-    base = line * (shape[-1] + 1)
-    return _columns(shape, line, start - base, stop - base)
-
-
-def _check_inside(shape: tuple[int, ...], runs: NDArray) -> None:
-    if not len(runs):
-        return
-    low, high = runs.min(axis=0), runs.max(axis=0)
-    limit = np.array([*(n - 1 for n in shape[:-1]), shape[-1], shape[-1]])
-    if low.min() < 0 or (high > limit).any():
-        raise ValueError(
-            f"expected runs inside the canvas {shape}, got runs from {low.tolist()} to {high.tolist()}"
-        )
-    if (runs[:, -1] <= runs[:, -2]).any():
-        raise ValueError("expected runs with start < stop, got an empty or backward one")
-
-
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-def _stretches(same: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Half-open ranges of positions that are chained by `same` (N - 1,)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
-    return [(int(a), int(b) + 1) for a, b in edges.reshape(-1, 2)]

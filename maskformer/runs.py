@@ -1,11 +1,13 @@
 """Arithmetic of row runs: the few vectorised loops `MaskSet` and the stitcher are built from.
 
-A run is a half-open interval on one line of the canvas. The *flat* position of pixel `x` on line `y` is
-`y * (width + 1) + x`: one position is left free behind every line, so that a run which ends on the right border
-never touches the run that begins the next line.
+A run is a half-open interval on one line of the canvas. The *flat* position of pixel `x` on line `y` is `y
+* (width + 1) + x`: one position is left free behind every line, so that a run which ends on the right
+border never touches the run that begins the next line.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,22 +39,19 @@ def offsets_of(owners: Ints, count: int) -> Ints:
 def merge(owners: Ints, starts: Ints, stops: Ints, size: int) -> tuple[Ints, Ints, Ints]:
     """Unite the flat runs of each owner: sorted by owner and position, overlapping and touching runs joined.
 
-    `size` is the number of flat positions of the canvas; owners must be small enough that owner * size fits 63 bits.
+    `size` is the number of flat positions of the canvas; owners must be small enough that owner * size fits
+    63 bits.
     """
     if not len(owners):
         return owners, starts, stops
     if (int(owners.max()) + 1) * (size + 1) >= 2**63:
-        raise ValueError(
-            f"canvas of {size} positions with {int(owners.max()) + 1} objects does not fit 63 bits"
-        )
+        raise ValueError(f"canvas of {size} positions with {int(owners.max()) + 1} objects does not fit 63 bits")
     base = owners * size
     keys, ends = base + starts, base + stops
     if np.any(keys[1:] < keys[:-1]):
         order = np.argsort(keys, kind="stable")
         keys, ends = keys[order], ends[order]
-    reach = np.maximum.accumulate(
-        ends
-    )  # never leaks into the next owner: its keys are larger than any end before
+    reach = np.maximum.accumulate(ends)  # never leaks into the next owner: its keys are larger than any end before
     first = np.ones(len(keys), bool)
     first[1:] = keys[1:] > reach[:-1]
     last = np.roll(first, -1)
@@ -61,10 +60,11 @@ def merge(owners: Ints, starts: Ints, stops: Ints, size: int) -> tuple[Ints, Int
 
 
 def overlapping_pairs(a_start: Ints, a_stop: Ints, b_start: Ints, b_stop: Ints) -> tuple[Ints, Ints]:
-    """Indices (i, j) of all pairs of runs that share a position; both sides sorted by start, any overlaps inside.
+    """Indices (i, j) of all pairs of runs that share a position; both sides sorted by start, any overlaps
+    inside.
 
-    Every such pair is found once: either b begins inside a, or a begins strictly inside b. The cost is the sort plus
-    the number of pairs.
+    Every such pair is found once: either b begins inside a, or a begins strictly inside b. The cost is the
+    sort plus the number of pairs.
     """
     low = np.searchsorted(b_start, a_start, "left")
     count = np.searchsorted(b_start, a_stop, "left") - low
@@ -96,55 +96,54 @@ def lines_to_runs(mask: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
     return lines[row[0::2]], column[0::2], column[1::2]
 
 
-# COCO run lengths (format: github.com/cocodataset/cocoapi, common/maskApi): column-major counts, beginning with
-# zeros; from the fourth on as the difference to the count two before; five bits a character, least first, bit 6 says
-# that more follow, the last character's bit 5 is the sign; plus 48.
+def columns(shape: tuple[int, ...], line: NDArray, start: NDArray, stop: NDArray) -> NDArray[np.int32]:
+    """Run rows of a line number (row-major over all axes but the last), start and stop."""
+    lead = np.unravel_index(line, shape[:-1]) if len(line) else [np.zeros(0, np.int64)] * (len(shape) - 1)
+    return np.column_stack([*lead, start, stop]).astype(np.int32)
 
 
-def encode_counts(counts: Ints, offsets: Ints) -> list[str]:
-    """Compressed COCO strings of the run lengths `counts[offsets[i]:offsets[i + 1]]`."""
-    position = np.arange(len(counts)) - np.repeat(offsets[:-1], np.diff(offsets))
-    rest = counts.copy()
-    late = np.flatnonzero(position > 2)
-    rest[late] -= counts[late - 2]
-    characters: list[NDArray] = []
-    alive: list[NDArray] = []
-    more = np.ones(len(rest), bool)
-    while more.any():
-        alive.append(more)
-        low = rest & 31
-        rest = rest >> 5
-        unfinished = np.where(low & 16, rest != -1, rest != 0)
-        characters.append((low + 32 * unfinished + 48).astype(np.uint8))
-        more = more & unfinished
-    if not characters:
-        return [""] * (len(offsets) - 1)
-    keep = np.stack(alive, axis=1)
-    text = np.stack(characters, axis=1)[keep].tobytes().decode("ascii")
-    ends = segment_sums(keep.sum(axis=1), offsets).cumsum()
-    return [text[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
+def from_flat(shape: tuple[int, ...], start: NDArray, stop: NDArray) -> NDArray[np.int32]:
+    """Run rows (R, ndim + 1) of flat starts and stops."""
+    line = start // (shape[-1] + 1)
+    base = line * (shape[-1] + 1)
+    return columns(shape, line, start - base, stop - base)
 
 
-def decode_counts(text: str | bytes) -> Ints:
-    """Run lengths of one compressed COCO string; ValueError where it is not one."""
-    raw = (
-        np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
-    )
-    if len(raw) and (raw.min() < 0 or raw.max() > 63 or raw[-1] & 32):
-        raise ValueError(
-            "expected a compressed COCO string (characters 48..111, last one closed), got other bytes"
-        )
-    last = np.flatnonzero((raw & 32) == 0)
-    first = np.concatenate([[0], last[:-1] + 1]) if len(last) else last
-    place = np.arange(len(raw)) - np.repeat(first, last - first + 1)
-    if len(place) and place.max() > 11:
-        raise ValueError("expected a compressed COCO string, got a number of more than 60 bits")
-    digits = (raw & 31) << (5 * place)
-    values = np.add.reduceat(digits, first) if len(first) else digits
-    values = values - np.where(raw[last] & 16, np.int64(1) << (5 * (place[last] + 1)), 0)
-    for parity in (
-        3,
-        4,
-    ):  # undo the differences: counts 1, 3, 5, ... and 2, 4, 6, ... each add up on their own
-        values[parity - 2 :: 2] = np.cumsum(values[parity - 2 :: 2])
-    return values
+def to_flat(shape: tuple[int, ...], runs: NDArray) -> tuple[Ints, Ints]:
+    """Flat starts and stops of run rows (R, ndim + 1)."""
+    line = np.zeros(len(runs), np.int64)
+    for axis, length in enumerate(shape[:-1]):
+        line = line * length + runs[:, axis]
+    line *= shape[-1] + 1
+    return line + runs[:, -2], line + runs[:, -1]
+
+
+def flat_size(shape: tuple[int, ...]) -> int:
+    """Number of flat positions of a canvas."""
+    return math.prod(shape[:-1]) * (shape[-1] + 1)
+
+
+def check_inside(shape: tuple[int, ...], runs: NDArray) -> None:
+    """ValueError where a run leaves the canvas or is empty."""
+    if not len(runs):
+        return
+    low, high = runs.min(axis=0), runs.max(axis=0)
+    limit = np.array([*(n - 1 for n in shape[:-1]), shape[-1], shape[-1]])
+    if low.min() < 0 or (high > limit).any():
+        raise ValueError(f"expected runs inside the canvas {shape}, got runs from {low.tolist()} to {high.tolist()}")
+    if (runs[:, -1] <= runs[:, -2]).any():
+        raise ValueError("expected runs with start < stop, got an empty or backward one")
+
+
+def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def stretches(same: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Half-open ranges of positions that are chained by `same` (N - 1,)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
+    return [(int(a), int(b) + 1) for a, b in edges.reshape(-1, 2)]

@@ -1,0 +1,284 @@
+"""Stitching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maskformer import runs as rle
+from maskformer.masks import MaskSet
+from pipelines.evidence import compare
+from pipelines.grid import Grid, Tile, shared_window
+from pipelines.linking import Fragment, KeyedTie, Link, components
+
+LOCAL_BITS = 32  # a fragment's key is its tile's number, then its place in the tile's canonical order
+
+
+def stitch(grid: Grid, parts: Iterable[tuple[Tile, MaskSet]], link: float = 0.3) -> MaskSet:
+    """Objects of the whole scene from (tile, objects in tile coordinates) in any order; canonical order."""
+    stitcher = Stitcher(grid, link)
+    closed = [stitcher.add(tile, masks) for tile, masks in parts]
+    closed.append(stitcher.finish())
+    return MaskSet.concatenate(closed).canonical()
+
+
+@dataclass
+class _Cluster:
+    """Fragments that some link or tie connects, and how many open strips they touch."""
+
+    keys: list[int]
+    open: int
+    links: list[Link] = field(default_factory=list)
+    ties: list[KeyedTie] = field(default_factory=list)
+
+
+class Stitcher:
+    """Takes tiles in any order and gives objects back as soon as no missing tile can change them."""
+
+    def __init__(self, grid: Grid, link: float = 0.3) -> None:
+        if not 0 < link <= 1:
+            raise ValueError(f"expected a link threshold in (0, 1], got {link}")
+        self.grid = grid
+        self.link = link
+        self._ambiguous = 0
+        self._delivered: set[int] = set()
+        self._views: dict[tuple[int, int], tuple[MaskSet, NDArray[np.int64]]] = {}
+        self._fragments: dict[int, Fragment] = {}
+        self._home: dict[int, _Cluster] = {}
+        self._finished = False
+
+    @property
+    def ambiguous_links(self) -> int:
+        """Links refused or decided without evidence, in the objects given back so far."""
+        return self._ambiguous
+
+    @property
+    def open_fragments(self) -> int:
+        """Fragments held back because a missing tile may still change their object."""
+        return len(self._fragments)
+
+    def add(self, tile: Tile, masks: MaskSet) -> MaskSet:
+        """Add the objects of one tile (tile coordinates, perhaps none); returns the objects this closed.
+
+        ValueError for a tile of another grid, a tile added twice, a canvas that is not the tile's, or after
+        finish().
+        """
+        number = self.grid.number(tile)
+        if self._finished:
+            raise ValueError(f"expected no more tiles after finish(), got tile {tile.index}")
+        if number in self._delivered:
+            raise ValueError(f"expected every tile once, got tile {tile.index} again")
+        if masks.shape != tile.shape:
+            raise ValueError(f"expected masks on the canvas {tile.shape} of tile {tile.index}, got {masks.shape}")
+        self._delivered.add(number)
+        if not masks.areas.all():
+            masks = masks[masks.areas > 0]
+        scene = masks.canonical().place(self.grid.shape, tile.offset)
+        near = self._near_border(tile, scene.boxes)
+        border = scene[near]
+        touched = np.zeros(len(border), bool)
+        open_strips = np.zeros(len(border), np.int64)
+        meetings = []
+        keys = (number << LOCAL_BITS) + np.arange(len(border))
+        neighbours = self.grid.neighbours(tile)
+        for other in neighbours:
+            other_number = self.grid.number(other)
+            view, positions = border.crop_indexed(shared_window(tile.window, other.window))
+            touched[positions] = True
+            if other_number in self._delivered:
+                meetings.append((other_number, view, keys[positions]))
+            else:
+                open_strips[positions] += 1
+                self._views[number, other_number] = (view, keys[positions])
+        self._keep(number, border, touched, keys, open_strips, self._seen_whole(tile, neighbours, border.boxes))
+        reached = keys[touched].tolist()
+        for other_number, view, own in meetings:
+            reached += self._meet(number, view, own, other_number)
+        inner = np.ones(len(scene), bool)
+        inner[near[touched]] = False
+        return self._close(reached, scene[inner])
+
+    def finish(self) -> MaskSet:
+        """The objects that are still open (tiles never added count as empty); ends the stitching."""
+        self._finished = True
+        self._views.clear()
+        for cluster in self._home.values():
+            cluster.open = 0
+        return self._close(sorted(self._fragments), MaskSet.empty(self.grid.shape))
+
+    # ------------------------------------------------------------------ one tile
+
+    def _near_border(self, tile: Tile, boxes: NDArray) -> NDArray[np.int64]:
+        """Positions of the fragments whose box leaves the part of the tile that no other tile sees."""
+        ndim = len(self.grid.shape)
+        inside = np.ones(len(boxes), bool)
+        for axis, position in enumerate(tile.index):
+            starts, size = self.grid.starts[axis], tile.shape[axis]
+            low = starts[position - 1] + size if position else 0
+            high = starts[position + 1] if position + 1 < len(starts) else self.grid.shape[axis]
+            inside &= (boxes[:, axis] >= low) & (boxes[:, ndim + axis] <= high)
+        return np.flatnonzero(~inside)
+
+    def _seen_whole(self, tile: Tile, neighbours: Sequence[Tile], boxes: NDArray) -> dict[int, tuple[int, ...]]:
+        """For fragments cut by this tile's inner border: the neighbours that see all of them, uncut."""
+        cut = np.flatnonzero(~self._free(tile, boxes))
+        seen: dict[int, tuple[int, ...]] = {}
+        if len(cut):
+            for other in neighbours:
+                for position in cut[self._free(other, boxes[cut])].tolist():
+                    seen[position] = (*seen.get(position, ()), self.grid.number(other))
+        return seen
+
+    def _free(self, tile: Tile, boxes: NDArray) -> NDArray[np.bool_]:
+        """Whether boxes lie in the tile and do not touch a border of it that is not the scene's."""
+        ndim = len(self.grid.shape)
+        low = np.array([part.start + (part.start > 0) for part in tile.window])
+        high = np.array([part.stop - (part.stop < n) for part, n in zip(tile.window, self.grid.shape)])
+        return (boxes[:, :ndim] >= low).all(axis=1) & (boxes[:, ndim:] <= high).all(axis=1)
+
+    def _keep(
+        self,
+        number: int,
+        border: MaskSet,
+        touched: NDArray[np.bool_],
+        keys: NDArray[np.int64],
+        open_strips: NDArray[np.int64],
+        seen_whole: dict[int, tuple[int, ...]],
+    ) -> None:
+        """Remember the fragments that touch a strip."""
+        offsets, labels = border.offsets.tolist(), border.labels.tolist()
+        scores, areas, opened = border.scores.tolist(), border.areas.tolist(), open_strips.tolist()
+        for n in np.flatnonzero(touched).tolist():
+            key = int(keys[n])
+            runs = border.runs[offsets[n] : offsets[n + 1]].copy()  # a view would keep the whole tile alive
+            self._fragments[key] = Fragment(number, runs, labels[n], scores[n], areas[n], seen_whole.get(n, ()))
+            self._home[key] = _Cluster([key], opened[n])
+
+    def _meet(self, number: int, view: MaskSet, keys: NDArray, other_number: int) -> list[int]:
+        """Take the evidence of the strip with a tile that came before.
+
+        Returns that tile's fragments in it.
+        """
+        theirs, their_keys = self._views.pop((other_number, number))
+        for key in their_keys.tolist():
+            self._home[key].open -= 1
+        if number < other_number:
+            found, a, b = compare(view, theirs, self.link), keys, their_keys
+        else:
+            found, a, b = compare(theirs, view, self.link), their_keys, keys
+        for one, other, certainty, shared in zip(
+            a[found.first].tolist(), b[found.second].tolist(), found.certainty.tolist(), found.shared.tolist()
+        ):
+            self._join(one, other).links.append(Link(certainty, shared, one, other))
+        for tie in found.ties:
+            first, second = tuple(a[tie.first].tolist()), tuple(b[tie.second].tolist())
+            for key in (*first, *second):
+                cluster = self._join(first[0], key)
+            cluster.ties.append(KeyedTie(first, second, tie.iou))
+        return their_keys.tolist()
+
+    def _join(self, one: int, other: int) -> _Cluster:
+        """Put two fragments into one cluster."""
+        large, small = self._home[one], self._home[other]
+        if large is small:
+            return large
+        if len(large.keys) < len(small.keys):
+            large, small = small, large
+        large.keys += small.keys
+        large.open += small.open
+        large.links += small.links
+        large.ties += small.ties
+        for key in small.keys:
+            self._home[key] = large
+        return large
+
+    # ------------------------------------------------------------------ closing
+
+    def _close(self, reached: Sequence[int], whole: MaskSet) -> MaskSet:
+        """Objects of the clusters without open strips among `reached`, together with `whole`.
+
+        Canonical order.
+        """
+        members: list[Fragment] = []
+        owners: list[int] = []
+        count = 0
+        for key in reached:
+            cluster = self._home.get(key)
+            if cluster is None or cluster.open:
+                continue
+            fragments = {one: self._fragments.pop(one) for one in cluster.keys}
+            for one in cluster.keys:
+                del self._home[one]
+            objects, ambiguous = components(fragments, cluster.links, cluster.ties)
+            self._ambiguous += ambiguous
+            for found in objects:
+                parts = [fragments[one] for one in found]
+                if not self._subordinate(parts):
+                    members += parts
+                    owners += [count] * len(parts)
+                    count += 1
+        closed = unite(self.grid, members, np.array(owners, np.int64), count)
+        return MaskSet.concatenate([whole, closed]).canonical()
+
+    def _subordinate(self, found: Sequence[Fragment]) -> bool:
+        """Whether an object consists of cut fragments only, each seen whole by a tile which has no part in
+        it.
+        """
+        own = {one.tile for one in found}
+        return all(any(n in self._delivered and n not in own for n in one.seen_whole_by) for one in found)
+
+
+def unite(grid: Grid, fragments: Sequence[Fragment], owners: NDArray[np.int64], count: int) -> MaskSet:
+    """One mask for each of `count` objects from its fragments (sorted by tile), `owners` (F,) telling whose
+    each is.
+
+    A pixel is decided by the tile whose centre is nearest, if the object has a fragment there, else by the
+    fragments it has; score is the area-weighted mean, summed in tile order.
+    """
+    if not fragments:
+        return MaskSet.empty(grid.shape)
+    runs = np.concatenate([one.runs for one in fragments])
+    piece_of = np.repeat(np.arange(len(fragments)), [len(one.runs) for one in fragments])
+    tiles = np.array([one.tile for one in fragments], np.int64)
+    labels = np.zeros(count, np.int64)
+    labels[owners] = [one.label for one in fragments]
+    area = np.array([one.area for one in fragments], np.float64)
+    score = np.array([one.score for one in fragments], np.float64)
+    scores = np.bincount(owners, area * score, count) / np.bincount(owners, area, count)
+    shared = np.bincount(owners, minlength=count)[owners[piece_of]] > 1
+    line_runs, line_piece = _owned(grid, runs[shared], piece_of[shared], tiles, owners, count)
+    emptied = np.bincount(owners[line_piece], minlength=count)[owners[piece_of]] == 0
+    plain = ~shared | (shared & emptied)  # nobody's centre claims it: the plain union keeps the object
+    all_runs = np.concatenate([line_runs, runs[plain]])
+    all_owner = owners[np.concatenate([line_piece, piece_of[plain]])]
+    start, stop = rle.to_flat(grid.shape, all_runs)
+    return MaskSet.from_flat(grid.shape, all_owner, start, stop, labels, scores.astype(np.float32))
+
+
+def _owned(
+    grid: Grid, runs: NDArray, piece_of: NDArray, tiles: NDArray, owners: NDArray, count: int
+) -> tuple[NDArray, NDArray]:
+    """Cut runs where the nearest tile centre changes, and drop the pieces a nearer tile's fragment decides."""
+    if not len(runs):
+        return runs, piece_of
+    borders = np.array(grid.cores[-1])
+    low = np.searchsorted(borders, runs[:, -2], "right") - 1
+    pieces = np.searchsorted(borders, runs[:, -1] - 1, "right") - low
+    core = np.zeros(len(runs), np.int64)
+    for axis in range(runs.shape[1] - 2):
+        core = core * grid.counts[axis] + np.searchsorted(grid.cores[axis], runs[:, axis], "right") - 1
+    source = np.repeat(np.arange(len(runs)), pieces)
+    column = rle.expand(low, pieces)
+    core = core[source] * grid.counts[-1] + column
+    cut = runs[source]
+    cut[:, -2] = np.maximum(cut[:, -2], borders[column])
+    cut[:, -1] = np.minimum(cut[:, -1], borders[column + 1])
+    piece = piece_of[source]
+    present = np.sort(owners * len(grid) + tiles)
+    wanted = owners[piece] * len(grid) + core
+    found = np.searchsorted(present, wanted)
+    elsewhere = (present[np.minimum(found, len(present) - 1)] == wanted) & (core != tiles[piece])
+    return cut[~elsewhere], piece[~elsewhere]
