@@ -52,7 +52,8 @@ def finish(plan: ScenePlan, work: str, out: str, seconds: dict[str, float], over
     return str(finish_scene(plan, Path(work), Path(out), Stopwatch(seconds), overwrite=overwrite))
 
 
-RUNNER: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1)
+# (Prefect types its own runner too narrowly for its own parameter.)
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
 
 
 # One shard at a time: the model's own threads fill the machine, and two models would only share it.
