@@ -75,9 +75,7 @@ class DomainAdapter:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{what}: {key}: expected a whole number from {least}, found {value!r}")
         if self.tile_overlap >= self.tile:
-            raise InputError(
-                f"{what}: tile_overlap: expected less than tile ({self.tile}), found {self.tile_overlap}"
-            )
+            raise InputError(f"{what}: tile_overlap: expected less than tile ({self.tile}), found {self.tile_overlap}")
         if self.resolution is not None:
             object.__setattr__(self, "resolution", _positive(self.resolution, f"{what}: resolution"))
         if self.spacing is not None:
@@ -144,9 +142,7 @@ class DomainAdapter:
 
     def to_json(self) -> str:
         """Stable text: equal adapters give equal bytes."""
-        return (
-            json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> Path:
         """Write the JSON; the file appears only when complete."""
@@ -177,10 +173,6 @@ class DomainAdapter:
 
 
 def _positive(value: Any, what: str) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not (math.isfinite(value) and value > 0)
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
         raise InputError(f"{what}: expected a number above 0, found {value!r}")
     return float(value)

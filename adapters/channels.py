@@ -128,9 +128,7 @@ class ChannelSet:
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.channels)
 
-    def select(
-        self, available: Sequence[str | Sequence[str]], where: str = "source"
-    ) -> tuple[int | None, ...]:
+    def select(self, available: Sequence[str | Sequence[str]], where: str = "source") -> tuple[int | None, ...]:
         """0-based band of each channel; None where the band is missing and the channel says how to impute it.
 
         available: one entry a band: its name, or all names it goes by (description, colour interpretation).
@@ -140,9 +138,7 @@ class ChannelSet:
         """
         spellings = [_band_keys(names) for names in available]
         shown = [n if isinstance(n, str) else next((m for m in n if m), "?") for n in available]
-        wanted = [
-            [band_key(c.name), *(band_key(f) for f in c.find if isinstance(f, str))] for c in self.channels
-        ]
+        wanted = [[band_key(c.name), *(band_key(f) for f in c.find if isinstance(f, str))] for c in self.channels]
         found: list[int | None] = [None] * len(self)
         for i, keys in enumerate(wanted):
             for key in keys:

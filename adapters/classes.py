@@ -74,9 +74,7 @@ class ClassSet:
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "ignore_values", _values(self.ignore_values, "ignore_values"))
         if self.background_values is not None:
-            object.__setattr__(
-                self, "background_values", _values(self.background_values, "background_values")
-            )
+            object.__setattr__(self, "background_values", _values(self.background_values, "background_values"))
         if not 1 <= len(self.classes) <= 254:
             raise InputError(f"classes: expected 1 to 254 of them, found {len(self.classes)}")
         seen: dict[str, str] = {}
@@ -133,9 +131,7 @@ class ClassSet:
         unknown = [f"{value!r} ({counts[value]} {unit})" for value, code in codes.items() if code is None]
         if unknown:
             plural = "s" if len(unknown) > 1 else ""
-            raise InputError(
-                f"{where}: unknown class value{plural} {listing(unknown)}; known are {self.describe()}"
-            )
+            raise InputError(f"{where}: unknown class value{plural} {listing(unknown)}; known are {self.describe()}")
         return {value: code for value, code in codes.items() if code is not None}
 
     def claims(self, value: Any) -> bool:
@@ -144,9 +140,7 @@ class ClassSet:
 
     def describe(self) -> str:
         """The known values in one line: `building (1), road (2, 'street'); ignore: 255; background: 0`."""
-        words = [
-            c.name + (f" ({listing(repr(v) for v in c.values)})" if c.values else "") for c in self.classes
-        ]
+        words = [c.name + (f" ({listing(repr(v) for v in c.values)})" if c.values else "") for c in self.classes]
         parts = [listing(words)]
         for name, code in (("ignore", IGNORE), ("background", BACKGROUND)):
             values = [key for key, known in self._table().items() if known == code]

@@ -29,9 +29,7 @@ def checked(data: Any, what: str, known: Iterable[str], required: Iterable[str] 
         raise InputError(f"{what}: expected an object with {listing(known)}, found {type(data).__name__}")
     for key in data:
         if key not in known:
-            raise InputError(
-                f"{what}: unknown key '{key}'; known are {listing(known)}{did_you_mean(str(key), known)}"
-            )
+            raise InputError(f"{what}: unknown key '{key}'; known are {listing(known)}{did_you_mean(str(key), known)}")
     for key in required:
         if key not in data:
             raise InputError(f"{what}: '{key}' is missing; found {listing(data)}")

@@ -68,9 +68,7 @@ def panchromatic(classes: ClassSet, low: float = 0.0, high: float = 2047.0, **se
     return _adapter("panchromatic", [channel], classes, settings)
 
 
-def sentinel2(
-    classes: ClassSet, bands: Sequence[str] = ("B02", "B03", "B04", "B08"), **settings: Any
-) -> DomainAdapter:
+def sentinel2(classes: ClassSet, bands: Sequence[str] = ("B02", "B03", "B04", "B08"), **settings: Any) -> DomainAdapter:
     """Sentinel-2 MSI in integer reflectance (DN = 10 000 × reflectance), bands by their official names."""
     unknown = [b for b in bands if b not in _SENTINEL2]
     if unknown:
@@ -88,8 +86,8 @@ def landsat(
 ) -> DomainAdapter:
     """Landsat in Collection 2 level 2 integers (reflectance = 0.0000275 × DN - 0.2).
 
-    sensor: `oli` (Landsat 8, 9) or `tm` (TM, ETM+: Landsat 4 to 7). Bands are found as `B4`, `SR_B4`, `band
-    4`, `band 4 reflectance`, or by their spectral name.
+    sensor: `oli` (Landsat 8, 9) or `tm` (TM, ETM+: Landsat 4 to 7). Bands are found as `B4`, `SR_B4`,
+    `band 4 reflectance`, or by their spectral name; never by position, because stacks leave bands out.
     """
     if sensor not in _LANDSAT:
         raise InputError(f"landsat: unknown sensor '{sensor}'; known are {', '.join(_LANDSAT)}")
@@ -103,7 +101,6 @@ def landsat(
             *_LANDSAT_NAMES.get(band, ()),
             f"B{n}",
             f"SR_B{n}",
-            f"band {n}",
             f"band {n} reflectance",
             f"band {n} surface reflectance",
         )
@@ -161,9 +158,7 @@ def fit_channels(
     for channel, parts in zip(channels, samples):
         values = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         if parts and not len(values):
-            raise InputError(
-                f"{_paths(sources)}: no valid pixel of channel '{channel.name}' in {windows} windows"
-            )
+            raise InputError(f"{_paths(sources)}: no valid pixel of channel '{channel.name}' in {windows} windows")
         fitted.append(_fitted(channel, values, tail, wide) if parts else channel)
     return ChannelSet(tuple(fitted))
 
@@ -190,12 +185,8 @@ def _paths(sources: Sequence[SampledSource]) -> str:
 
 
 def _rgb() -> list[Channel]:
-    return [
-        Channel(name, (name[0], i + 1), *_IMAGENET[name]) for i, name in enumerate(("red", "green", "blue"))
-    ]
+    return [Channel(name, (name[0], i + 1), *_IMAGENET[name]) for i, name in enumerate(("red", "green", "blue"))]
 
 
-def _adapter(
-    name: str, channels: Sequence[Channel], classes: ClassSet, settings: dict[str, Any]
-) -> DomainAdapter:
+def _adapter(name: str, channels: Sequence[Channel], classes: ClassSet, settings: dict[str, Any]) -> DomainAdapter:
     return DomainAdapter(settings.pop("name", name), ChannelSet(tuple(channels)), classes, **settings)

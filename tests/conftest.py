@@ -102,6 +102,8 @@ def make_geotiff(tmp_path: Path) -> Callable[..., Path]:
         }
         if driver == "GTiff":
             profile.update(tiled=tiled, compress=compress)
+            if colorinterp is None:
+                profile.setdefault("alpha", "no")  # GDAL takes a fourth 8-bit band for alpha unless told
             if tiled:
                 profile.update(blockxsize=block, blockysize=block)
         for key, value in (("crs", crs), ("transform", transform), ("nodata", nodata)):
