@@ -49,9 +49,7 @@ def _everywhere(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks and log more; works anywhere.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log more; works anywhere.")] = False,
 ) -> None:
     """Options of every verb. `--debug` is taken out of the arguments by `main`, so it may stand anywhere."""
 

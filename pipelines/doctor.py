@@ -90,9 +90,7 @@ def render(checks: list[Check]) -> str:
     marks = {"ok": "ok  ", "info": "    ", "warn": "warn", "fail": "FAIL"}
     width = max(len(check.name) for check in checks)
     lines = [f"{marks[check.status]}  {check.name:<{width}}  {check.found}" for check in checks]
-    todo = [
-        f"  {check.name}: {check.fix}" for check in checks if check.fix and check.status in ("warn", "fail")
-    ]
+    todo = [f"  {check.name}: {check.fix}" for check in checks if check.fix and check.status in ("warn", "fail")]
     return "\n".join([*lines, "", *(["To fix:", *todo] if todo else ["Nothing to fix."])])
 
 
@@ -116,9 +114,7 @@ def versions(lookup: Lookup = _installed) -> list[Check]:
     there = "  ".join(f"{package} {version}" for package, version in found.items() if version)
     checks = [Check("packages", "ok", there)]
     if missing:
-        checks.append(
-            Check("packages", "fail", f"missing: {', '.join(missing)}", "`make setup` installs the lock")
-        )
+        checks.append(Check("packages", "fail", f"missing: {', '.join(missing)}", "`make setup` installs the lock"))
     for known in KNOWN_BREAKS:
         version = lookup(known.package)
         if version is None or (known.partner is not None and lookup(known.partner) is None):
@@ -202,9 +198,7 @@ def _disk() -> list[Check]:
         free = shutil.disk_usage(folder).free / GIB
         low = free < MIN_DISK_GIB
         fix = f"below {MIN_DISK_GIB:.0f} GiB: free some, or work elsewhere (TMPDIR moves the temporary files)"
-        checks.append(
-            Check(name, "warn" if low else "ok", f"{free:.0f} GiB free in {folder}", fix if low else "")
-        )
+        checks.append(Check(name, "warn" if low else "ok", f"{free:.0f} GiB free in {folder}", fix if low else ""))
     return checks
 
 
@@ -221,9 +215,7 @@ def _geodata() -> list[Check]:
         CRS.from_epsg(32617)
         pyproj.CRS.from_epsg(32617)
     except (rasterio.errors.CRSError, pyproj.exceptions.CRSError) as error:
-        named = ", ".join(
-            f"{n}={os.environ[n]}" for n in ("PROJ_LIB", "PROJ_DATA", "GDAL_DATA") if n in os.environ
-        )
+        named = ", ".join(f"{n}={os.environ[n]}" for n in ("PROJ_LIB", "PROJ_DATA", "GDAL_DATA") if n in os.environ)
         fix = f"unset {named}" if named else "`make setup` installs the lock again"
         checks.append(Check("coordinate systems", "fail", f"EPSG:32617 is not found: {error}", fix))
     return checks
@@ -278,9 +270,7 @@ def prefect_server(environment: Mapping[str, str]) -> Check:
     """Whether the Prefect API answers, where one is named."""
     url = environment.get("PREFECT_API_URL")
     if not url:
-        return Check(
-            "prefect", "info", "no PREFECT_API_URL: each run starts a small server of its own (about 6 s)"
-        )
+        return Check("prefect", "info", "no PREFECT_API_URL: each run starts a small server of its own (about 6 s)")
     fault, shown = probe(f"{url.rstrip('/')}/health"), USERINFO.sub("***@", url)
     if fault:
         fix = "start `prefect server start`, or unset PREFECT_API_URL"

@@ -46,7 +46,7 @@ def model_adapter(reference: str) -> DomainAdapter:
     """The adapter of a bundle folder or registry reference; its weights' hash is checked on the way."""
     from pipelines.bundle import load_bundle
 
-    return load_bundle(reference).adapter
+    return load_bundle(reference, check_shapes=False).adapter  # shapes would need torch
 
 
 def scene_fits(path: str, adapter: DomainAdapter, options: PredictOptions) -> None:

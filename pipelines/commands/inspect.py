@@ -14,9 +14,7 @@ def command(
     thing: Annotated[
         str, typer.Argument(metavar="FILE_OR_MODEL", help="A scene, labels, a config, a bundle, or models:/…")
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Say also whether this model could run on the scene.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Say also whether this model could run on the scene.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Say what a file or model is: bands, CRS, nodata, classes, adapter, and what would fail."""

@@ -20,16 +20,12 @@ def command(
         list[Path] | None,
         typer.Option(help="Label files or folders, paired with the scenes by name; repeat for several."),
     ] = None,
-    class_column: Annotated[
-        str | None, typer.Option(help="Column or key of the labels that holds the class.")
-    ] = None,
+    class_column: Annotated[str | None, typer.Option(help="Column or key of the labels that holds the class.")] = None,
     class_name: Annotated[
         str | None, typer.Option("--class", help="Class of every object where no column tells it.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="Model preset instead of the suggested one.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="Training time instead of the suggested one.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="Training time instead of the suggested one.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing config.")] = False,
 ) -> None:
     """Look at the data and write a run config that fits it, with the reason beside every choice.

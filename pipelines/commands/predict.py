@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from pipelines.config import PredictOptions
 
 NAME = "predict"
-EXAMPLE = (
-    "Example: maskbridge predict models:/crowns@champion scene.tif --out predictions --tile 512 --overlap 64"
-)
+EXAMPLE = "Example: maskbridge predict models:/crowns@champion scene.tif --out predictions --tile 512 --overlap 64"
 
 
 def command(
@@ -26,9 +24,7 @@ def command(
     ] = None,
     overlap: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="Pixels that neighbouring tiles share. [default: the model's]", show_default=False
-        ),
+        typer.Option(min=0, help="Pixels that neighbouring tiles share. [default: the model's]", show_default=False),
     ] = None,
     task: Annotated[
         Literal["semantic", "instance", "panoptic"], typer.Option(help="What is asked of the model.")
@@ -42,20 +38,14 @@ def command(
             show_default=False,
         ),
     ] = None,
-    min_area: Annotated[
-        int, typer.Option(min=0, help="Objects smaller than this many pixels are left out.")
-    ] = 4,
-    tta: Annotated[
-        Literal["none", "flip"], typer.Option(help="Average over flipped copies (slower).")
-    ] = "none",
+    min_area: Annotated[int, typer.Option(min=0, help="Objects smaller than this many pixels are left out.")] = 4,
+    tta: Annotated[Literal["none", "flip"], typer.Option(help="Average over flipped copies (slower).")] = "none",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Number format of the forward pass.")
     ] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Tiles a forward pass.")] = 1,
-    aoi: Annotated[
-        Path | None, typer.Option(help="Polygons (GeoJSON, GeoPackage): only inside them.")
-    ] = None,
+    aoi: Annotated[Path | None, typer.Option(help="Polygons (GeoJSON, GeoPackage): only inside them.")] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would happen (tiles, memory, disk, time); write nothing."),
@@ -117,9 +107,7 @@ def _foresee(source: str, model: str, out: Path, options: PredictOptions) -> Non
     cost = forecast(plan, out)
     settled = plan.options
     height, width = plan.shape
-    kept = (
-        f", {cost.finished_shards} of {cost.shards} shards are there already" if cost.finished_shards else ""
-    )
+    kept = f", {cost.finished_shards} of {cost.shards} shards are there already" if cost.finished_shards else ""
     typer.echo(
         f"{source} → {out / plan.stem}\n"
         f"  scene    {height} × {width} px\n"

@@ -14,13 +14,9 @@ EXAMPLE = "Example: maskbridge train crowns.yaml --out runs/crowns --minutes 20"
 def command(
     config: Annotated[Path, typer.Argument(help="Run config, as `maskbridge plan` writes it.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the bundle, metrics and checkpoints.")],
-    minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Wall-clock instead of the config's length.")
-    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Wall-clock instead of the config's length.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed instead of the config's.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
 ) -> None:
     """Train the model a run config describes. Leaves OUT/bundle/ and OUT/metrics.json."""
     from pipelines.commands.checks import data_fits, preset_exists, writable_folder

@@ -56,9 +56,7 @@ def test_clean_lightning_is_left_alone(version: str) -> None:
 
 
 def test_a_pair_breaks_only_together() -> None:
-    assert findings(fastapi="0.165.0", prefect=None).keys() == {
-        "packages"
-    }  # prefect missing, fastapi no fault
+    assert findings(fastapi="0.165.0", prefect=None).keys() == {"packages"}  # prefect missing, fastapi no fault
 
 
 def test_a_missing_package_fails_by_name() -> None:
