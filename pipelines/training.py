@@ -83,11 +83,11 @@ def fit(
     """Train `model` in place; on return it is in eval mode and holds the averaged weights (EMA, where on).
 
     criterion(model(images), targets) gives named losses with "total". Every `options.log_every` steps a row
-    goes into the history and to `on_progress`: step, seconds, progress (0..1), learning_rate, gradient_norm,
-    loss (the total), `loss.<name>` of the final layer, `auxiliary.<name>.<layer>` of the others; means over
-    the steps since the last row. `validate(model in eval mode)` is called `validations` times, evenly
-    spread, the last time at the end (on top of `minutes`); its scores become rows `validation.<name>`. With
-    `best_by`, the weights of the validation with the highest such score are kept instead of the last ones.
+    goes into the history and to `on_progress`: step, seconds, learning_rate, gradient_norm and the losses under
+    the criterion's names (the final layer's are plain, auxiliary ones end in ".<layer>"), all but the first two
+    means over the steps since the last row. `validate(model in eval mode)` is called `validations` times,
+    evenly spread, the last time at the end (on top of `minutes`); its scores become a row `validation_<name>`.
+    With `best_by`, the weights of the validation with the highest such score are kept, not the last ones.
 
     Raises InputError where `folder` holds a checkpoint and `resume` is off, or the checkpoint does not fit;
     NonFiniteLoss; Interrupted after Ctrl-C or SIGTERM, with the checkpoint written.
@@ -111,9 +111,10 @@ def fit(
                     run.save()
                     saved = run.position.seconds
         run.write_row()
+        run.save()
         if validate is not None and run.position.validations < validations:
             run.validate(validate, best_by)
-        run.save()
+            run.save()
         run.keep_final_weights()
     finally:
         run.release()
@@ -234,7 +235,7 @@ class _Run:
         with torch.no_grad():
             scores = dict(validate(candidate.eval()))
         self.module.train()
-        self._report({f"validation.{name}": float(score) for name, score in scores.items()})
+        self._report({f"validation_{name}": float(score) for name, score in scores.items()})
         if best_by is None:
             return
         best = self.position.best
@@ -302,7 +303,7 @@ class _Run:
     def _report(self, values: Row) -> None:
         place = self.position
         seconds = time.monotonic() - self._began
-        row = {"step": place.step, "seconds": seconds, "progress": self.progress(), **values}
+        row = {"step": place.step, "seconds": seconds, **values}
         place.history.append(row)
         if self.accelerator.is_main_process:
             self.on_progress(row)
@@ -313,7 +314,7 @@ class _Run:
         bad = [f"{name} is {number}" for name, number in zip(losses, numbers) if not math.isfinite(number)]
         if bad:
             raise NonFiniteLoss(self._fault(", ".join(bad)))
-        return {_row_name(name): number for name, number in zip(losses, numbers)}
+        return dict(zip(losses, numbers))
 
     def _fault(self, what: str) -> str:
         kept = f"the checkpoint {self.file} is sound" if self.file.exists() else "no checkpoint was written yet"
@@ -321,13 +322,6 @@ class _Run:
             f"step {self.position.step + 1}: {what}; {kept}. "
             f"A lower train.learning_rate or train.precision fp32 may help"
         )
-
-
-def _row_name(loss: str) -> str:
-    """Final layer and auxiliary layers apart: their sum is many times what a reader expects of a loss."""
-    if loss == "total":
-        return "loss"
-    return f"auxiliary.{loss}" if "." in loss else f"loss.{loss}"
 
 
 def _accelerator(precision: str) -> Accelerator:

@@ -108,7 +108,7 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
 
 def stop_at(step: int, number: int = signal.SIGTERM):
     def on_progress(row: dict[str, float]) -> None:
-        if row["step"] == step and "loss" in row:  # a validation reports a row of the same step
+        if row["step"] == step and "total" in row:  # a validation reports a row of the same step
             os.kill(os.getpid(), number)
 
     return on_progress
@@ -122,12 +122,11 @@ def test_learns_and_reports(tmp_path: Path) -> None:
     rows: list[dict[str, float]] = []
     model, result = train(tmp_path, steps=60, log_every=5, learning_rate=5e-2, on_progress=rows.append)
     assert result.steps == 60 and result.history == rows and len(rows) == 12
-    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert rows[-1]["total"] < 0.6 * rows[0]["total"]
     for row in rows:
-        assert row["loss"] == pytest.approx(3 * row["loss.class"], rel=1e-5)
-        assert row["auxiliary.class.0"] == pytest.approx(2 * row["loss.class"], rel=1e-5)
+        assert row["total"] == pytest.approx(3 * row["class"], rel=1e-5)
+        assert row["class.0"] == pytest.approx(2 * row["class"], rel=1e-5)
     assert [row["step"] for row in rows] == list(range(5, 61, 5))
-    assert rows[-1]["progress"] == 1.0
     assert not model.training
     assert json.loads(json.dumps(rows)) == rows  # what a tracking server and the report take
 
@@ -311,7 +310,7 @@ def test_the_best_validation_is_kept_also_over_a_resume(tmp_path: Path, broken_a
         with pytest.raises(Interrupted):
             train(tmp_path, on_progress=stop_at(broken_at), **keywords)
     model, result = train(tmp_path, resume=bool(broken_at), **keywords)
-    assert [row["step"] for row in result.history if "validation.iou" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in result.history if "validation_iou" in row] == [2, 4, 6, 8]
     assert result.best == {"iou": 0.9}
     assert torch.equal(model.head[1].weight, seen[1][1])
 
