@@ -60,6 +60,7 @@ def components(
     refused = 0
     for link in sorted(links, key=lambda one: (-one.certainty, -one.shared, one.first, one.second)):
         refused += not joined.unite(link.first, link.second)
+    joined.moved.clear()
     if ties:
         refused += _settle(fragments, joined, sorted(ties, key=lambda one: (one.first, one.second)))
     return joined.groups(), refused
@@ -71,6 +72,7 @@ class _Joined:
     def __init__(self, fragments: Mapping[int, Fragment]) -> None:
         self.parent = {key: key for key in fragments}
         self.tiles = {key: {fragment.tile} for key, fragment in fragments.items()}
+        self.moved: set[int] = set()  # tiles of the smaller sides since somebody looked
 
     def find(self, key: int) -> int:
         while self.parent[key] != key:
@@ -92,6 +94,7 @@ class _Joined:
         if len(self.tiles[a]) < len(self.tiles[b]):
             a, b = b, a
         self.parent[b] = a
+        self.moved |= self.tiles[b]
         self.tiles[a] |= self.tiles.pop(b)
         return True
 
@@ -103,31 +106,38 @@ class _Joined:
 
 
 def _settle(fragments: Mapping[int, Fragment], joined: _Joined, ties: list[KeyedTie]) -> int:
-    """Decide the ties: first what other links already force, then by nesting, last by score; count what is
-    left open.
+    """Decide the ties: first what other links already force, then nested ones, then the rest; count the
+    guesses.
 
-    After each decision everything it forces elsewhere follows, before the next tie is decided.
+    After each decision everything it forces elsewhere follows before the next tie is decided. A decision
+    can force something only in ties of the tiles that its smaller side brought in, so each tie is looked at
+    a few times.
     """
-    sides = [(_Side(fragments, tie.first), _Side(fragments, tie.second)) for tie in ties]
-    undecidable = [_undecidable(*pair) for pair in sides]
-    waiting = sorted(range(len(ties)), key=lambda n: undecidable[n])
-    refused = 0
-    while waiting:
-        still = []
-        for number in waiting:
-            rows, columns = _remaining(joined, ties[number])
-            if rows and columns:
-                still.append(number)
-        moved = len(still) < len(waiting)
-        for number in still:
-            moved |= _forced(joined, ties[number])
-        waiting = still
-        if moved or not waiting:
-            continue
-        number = waiting.pop(0)
-        made, lost = _decide(joined, ties[number], sides[number])
-        refused += lost + (made if undecidable[number] else 0)
-    return refused
+    sides = _Sides(fragments)
+    ties_of: dict[int, list[int]] = {}
+    for number, tie in enumerate(ties):
+        for key in (tie.first[0], tie.second[0]):
+            ties_of.setdefault(fragments[key].tile, []).append(number)
+    _follow(joined, ties, ties_of, list(range(len(ties))))
+    waiting = [tie for tie in ties if all(_remaining(joined, tie))]
+    waiting.sort(key=lambda tie: not (sides[tie.first].nested and sides[tie.second].nested))
+    ambiguous = 0
+    for tie in waiting:
+        ambiguous += _decide(joined, tie, sides)
+        _follow(joined, ties, ties_of, [])
+    return ambiguous
+
+
+def _follow(joined: _Joined, ties: list[KeyedTie], ties_of: Mapping[int, list[int]], queue: list[int]) -> None:
+    """Unite whatever has one partner left in the ties of `queue` and of the tiles that moved, until nothing
+    does.
+    """
+    while queue or joined.moved:
+        if joined.moved:
+            tiles = sorted(joined.moved)
+            joined.moved.clear()
+            queue = sorted({*queue, *(number for tile in tiles for number in ties_of.get(tile, ()))})
+        _forced(joined, ties[queue.pop(0)])
 
 
 def _remaining(joined: _Joined, tie: KeyedTie) -> tuple[list[int], list[int]]:
@@ -141,60 +151,57 @@ def _remaining(joined: _Joined, tie: KeyedTie) -> tuple[list[int], list[int]]:
     )
 
 
-def _possible(joined: _Joined, tie: KeyedTie, rows: list[int], columns: list[int]) -> NDArray[np.bool_]:
-    table = tie.iou[np.ix_(rows, columns)] > 0
-    for r, c in np.argwhere(table):
-        table[r, c] = joined.fits(tie.first[rows[r]], tie.second[columns[c]])
-    return table
-
-
-def _forced(joined: _Joined, tie: KeyedTie) -> bool:
-    """Unite what has only one partner left, where both sides have as many fragments.
-
-    Whether anything was united.
-    """
-    moved = False
-    while True:
-        rows, columns = _remaining(joined, tie)
-        if not rows or len(rows) != len(columns):
-            return moved
-        table = _possible(joined, tie, rows, columns)
-        single = np.flatnonzero(table.sum(axis=1) == 1)
-        if len(single):
-            row, column = single[0], int(np.argmax(table[single[0]]))
-        else:
-            single = np.flatnonzero(table.sum(axis=0) == 1)
-            if not len(single):
-                return moved
-            row, column = int(np.argmax(table[:, single[0]])), single[0]
-        if not joined.unite(tie.first[rows[row]], tie.second[columns[column]]):
-            return moved
-        moved = True
-
-
-def _decide(joined: _Joined, tie: KeyedTie, sides: tuple[_Side, _Side]) -> tuple[int, int]:
-    """Pair the rest of a tie by evidence, then nesting rank, then score: links made, and links refused."""
+def _forced(joined: _Joined, tie: KeyedTie) -> None:
+    """Unite what has only one partner left, where both sides have as many fragments left."""
     rows, columns = _remaining(joined, tie)
-    one, other = sides[0].of(rows), sides[1].of(columns)
+    while rows and len(rows) == len(columns):
+        partners = {
+            r: [c for c in columns if tie.iou[r, c] > 0 and joined.fits(tie.first[r], tie.second[c])] for r in rows
+        }
+        single = next(((r, found[0]) for r, found in partners.items() if len(found) == 1), None)
+        if single is None:
+            for column in columns:
+                suitors = [r for r in rows if column in partners[r]]
+                if len(suitors) == 1:
+                    single = suitors[0], column
+                    break
+        if single is None or not joined.unite(tie.first[single[0]], tie.second[single[1]]):
+            return
+        rows, columns = _remaining(joined, tie)
+
+
+def _decide(joined: _Joined, tie: KeyedTie, sides: _Sides) -> int:
+    """Pair the rest of a tie by evidence, then equal scores, nesting rank, nearest score.
+
+    Returns how many of the links are a guess (two partially overlapping objects look nested in either tile)
+    or refused.
+    """
+    rows, columns = _remaining(joined, tie)
+    if not rows or not columns:
+        return 0
+    one, other = sides[tie.first].of(rows), sides[tie.second].of(columns)
     table = tie.iou[np.ix_(rows, columns)]
-    preference = np.abs(one.scores[:, None] - other.scores[None, :]) * 1e-3
-    if one.nested and other.nested:
+    proven = one.twins or other.twins  # then it makes no difference
+    if one.same_scores(other):  # to the bit, and no two alike: the same object seen twice
+        preference = (one.scores[:, None] != other.scores[None, :]).astype(float)
+        proven = True
+    elif one.nested and other.nested:
         if len(rows) == len(columns):  # k-th smallest with k-th smallest; squares make crossing pairs dearer
             away = (one.ranks[:, None] - other.ranks[None, :]) ** 2
         else:
             away = np.abs(np.log(one.areas[:, None] / other.areas[None, :]))
-        preference = preference + away / max(away.max(), 1e-12)
+        preference = away / max(away.max(), 1e-12) + 1e-3 * np.abs(one.scores[:, None] - other.scores[None, :])
+    else:
+        preference = np.abs(one.scores[:, None] - other.scores[None, :])
     wanted = table - EQUAL * 1e3 * preference
-    allowed = _possible(joined, tie, rows, columns)
-    made = lost = 0
+    allowed = np.array([[joined.fits(tie.first[r], tie.second[c]) for c in columns] for r in rows])
+    ambiguous = 0
     for row, column in zip(*linear_sum_assignment(np.where(allowed, wanted, -1e3), maximize=True), strict=True):
         if table[row, column] <= 0:
             continue
-        if allowed[row, column] and joined.unite(tie.first[rows[row]], tie.second[columns[column]]):
-            made += 1
-        else:
-            lost += 1
-    return made, lost
+        fits = allowed[row, column] and joined.unite(tie.first[rows[row]], tie.second[columns[column]])
+        ambiguous += not (fits and proven)
+    return ambiguous
 
 
 class _Side:
@@ -232,6 +239,11 @@ class _Side:
         """Whether all are the same mask, so that it makes no difference which is which."""
         return bool(self.same.all())
 
+    def same_scores(self, other: _Side) -> bool:
+        """Whether both sides have the same scores, all different."""
+        mine = np.unique(self.scores)
+        return len(mine) == len(self.scores) and np.array_equal(mine, np.sort(other.scores))
+
     @property
     def ranks(self) -> NDArray[np.float64]:
         """Rank by area; twins share the mean of theirs."""
@@ -240,9 +252,13 @@ class _Side:
         return smaller + (equal - 1) / 2
 
 
-def _undecidable(one: _Side, other: _Side) -> bool:
-    """Partially overlapping objects on both sides of a strip they cover alike.
+class _Sides(dict[tuple[int, ...], _Side]):
+    """The sides of ties, made when first asked for: a tile has the same ones in several strips."""
 
-    Masks do not say which is which.
-    """
-    return not (one.twins or other.twins or (one.nested and other.nested))
+    def __init__(self, fragments: Mapping[int, Fragment]) -> None:
+        super().__init__()
+        self.fragments = fragments
+
+    def __missing__(self, keys: tuple[int, ...]) -> _Side:
+        self[keys] = side = _Side(self.fragments, keys)
+        return side
