@@ -1,0 +1,112 @@
+"""Blend the class probabilities of overlapping tiles into seamless row bands.
+
+Every tile is weighted by a raised cosine that is highest at its centre, where a model sees most context,
+and the sum is divided by the weights' sum: tiles that agree come back unchanged. Only rows that a later
+tile may still touch are kept, so memory is channels x tile height x scene width, whatever the scene's
+height.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.grid import Grid, Tile, Window
+
+FLOOR = 1e-3  # the weight at a tile's border: a scene's own border, which no other tile sees, still counts
+
+Band = tuple[Window, NDArray[np.float32]]
+
+
+def window_weights(shape: tuple[int, ...], floor: float = FLOOR) -> NDArray[np.float32]:
+    """Weights (shape) of a tile: the product of one raised cosine an axis, from about `floor` to 1."""
+    weights = np.ones((), np.float64)
+    for length in shape:
+        rise = np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
+        weights = weights[..., None] * (floor + (1 - floor) * rise)
+    return weights.astype(np.float32)
+
+
+class Blender:
+    """Takes the tiles of a grid in row-major order, each once, and gives back finished bands of full width.
+
+    channels: K of the (K, *tile) arrays. Pictures and volumes alike; "rows" are the first axis.
+    """
+
+    def __init__(self, grid: Grid, channels: int) -> None:
+        if channels < 1:
+            raise ValueError(f"expected at least one channel, got {channels}")
+        self.grid = grid
+        self.channels = channels
+        self._next = 0  # number of the tile that is due
+        self._first_row = 0  # scene row of the accumulator's first row
+        self._rows = 0  # rows of the accumulator in use
+        height = min(grid.tile[0], grid.shape[0])
+        self._sum = np.zeros((channels, height, *grid.shape[1:]), np.float32)
+        self._weight = np.zeros((height, *grid.shape[1:]), np.float32)
+        self._tile_weights = window_weights(grid[(0,) * len(grid.shape)].shape)
+
+    @property
+    def open_rows(self) -> int:
+        """Rows kept because a tile still to come may touch them."""
+        return self._rows
+
+    def add(self, tile: Tile, array: NDArray) -> list[Band]:
+        """Blend in the probabilities (K, *tile) of the tile that is due; returns the bands this finished.
+
+        A band is its scene window and a (K, rows, width) float32 array. ValueError for another tile or shape.
+        """
+        self._check(tile)
+        if array.shape != (self.channels, *tile.shape):
+            raise ValueError(
+                f"expected an array {(self.channels, *tile.shape)} for tile {tile.index}, got {array.shape}"
+            )
+        rows = tile.window[0]
+        place = (slice(rows.start - self._first_row, rows.stop - self._first_row), *tile.window[1:])
+        self._sum[(slice(None), *place)] += array * self._tile_weights
+        self._weight[place] += self._tile_weights
+        return self._advance(tile)
+
+    def skip(self, tile: Tile) -> list[Band]:
+        """Pass over the tile that is due: weight 0; pixels no other tile covers become 0.
+
+        Returns finished bands.
+        """
+        self._check(tile)
+        return self._advance(tile)
+
+    def finish(self) -> list[Band]:
+        """The bands that are still open (none once all tiles were there).
+
+        ValueError where tiles are missing.
+        """
+        if self._next < len(self.grid):
+            raise ValueError(f"expected all {len(self.grid)} tiles before finish(), got {self._next}")
+        return []
+
+    def _check(self, tile: Tile) -> None:
+        number = self.grid.number(tile)
+        if number != self._next:
+            due = self.grid.tiles[self._next].index if self._next < len(self.grid) else "none"
+            raise ValueError(f"expected tiles in row-major order, tile {due} now, got tile {tile.index}")
+
+    def _advance(self, tile: Tile) -> list[Band]:
+        """Count the tile as done; at the end of a row of tiles give back what the next row does not touch."""
+        self._next += 1
+        self._rows = tile.window[0].stop - self._first_row
+        if self._next % (len(self.grid) // self.grid.counts[0]):
+            return []
+        row = tile.index[0] + 1
+        end = self.grid.starts[0][row] if row < self.grid.counts[0] else self.grid.shape[0]
+        done = end - self._first_row
+        weight = self._weight[:done]
+        band = np.divide(
+            self._sum[:, :done], weight, out=np.zeros((self.channels, *weight.shape), np.float32), where=weight > 0
+        )
+        window = (slice(self._first_row, end), *(slice(0, length) for length in self.grid.shape[1:]))
+        kept = self._rows - done
+        for array in (self._sum, self._weight[None]):
+            array[:, :kept] = array[:, done : done + kept].copy()
+            array[:, kept:] = 0
+        self._first_row, self._rows = end, kept
+        return [(window, band)]
