@@ -60,10 +60,7 @@ def restrict(source: Any, path: str | Path) -> RestrictedSource:
     polygons = tuple(g for g in frame.geometry.make_valid() if g is not None and g.area > 0)
     if not polygons:
         raise InputError(f"{path}: no polygon in it; --aoi takes polygons")
-    height, width = source.shape
-    corners = [source.geometry.transform @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
-    xs, ys = zip(*corners, strict=True)
-    extent = box(min(xs), min(ys), max(xs), max(ys))
+    extent = box(*source.geometry.bounds(source.shape))
     if not any(extent.intersects(polygon) for polygon in polygons):
         bounds = tuple(round(float(v), 6) for v in frame.total_bounds)
         raise InputError(f"{path}: covers {bounds}, outside the scene's {extent.bounds}")

@@ -19,7 +19,6 @@ from pipelines.shards import predict_tiles
 from pipelines.stitching import Stitcher
 
 NODATA = 255
-EIGHT = np.ones((3, 3), bool)  # neighbours that make one region: sides and corners
 DEFAULT_SEMANTIC = 0.5  # a pixel is "nothing" where no class reaches this, unless the classes cover the plane
 
 Window = tuple[slice, ...]
@@ -90,10 +89,10 @@ def class_map(probabilities: np.ndarray, valid: np.ndarray, adapter: DomainAdapt
 
 
 def regions(ids: np.ndarray, classes: int) -> MaskSet:
-    """Connected regions (8 neighbours) of a class map (H, W) uint8 as objects of score 1."""
+    """Connected regions (4 neighbours, so one polygon each) of a class map (H, W) uint8 as objects of score 1."""
     sets = []
     for index in range(classes):
-        numbered, count = ndimage.label(ids == index + 1, structure=EIGHT)
+        numbered, count = ndimage.label(ids == index + 1)
         if count:
             sets.append(MaskSet.from_label_map(numbered, dict.fromkeys(range(1, count + 1), index)))
     return MaskSet.concatenate(sets) if sets else MaskSet.empty(ids.shape)

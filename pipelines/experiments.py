@@ -102,7 +102,8 @@ def train(
             _save(out / "baseline", beside, data, {"heldout": beside.scores})
         metrics = {"heldout": trained.scores, "baseline": baselines}
         folder = _save(out / "bundle", trained, data, metrics, beside)
-    flat = {**trained.scores, "baseline": baselines}
+        scored_on = "held-out place" if data.split.test else "every scene, training part included"
+    flat = {**trained.scores, "scored_on": scored_on, "training": _training_facts(trained), "baseline": baselines}
     with atomic_write(out / "metrics.json") as temporary:
         Path(temporary).write_text(json.dumps(flat, indent=2) + "\n")
     return Outcome(folder, flat)

@@ -1,0 +1,1 @@
+"""Timings and full trainings. Not tests: they print numbers, and the results are committed."""
