@@ -14,12 +14,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskformer import run_lengths
+from maskformer import identity, label_maps, run_lengths
 from maskformer import runs as rle
-from maskformer.colouring import colour_graph
-
-LONG_OBJECT = 4096  # runs from which a crop searches its rows by bisection instead of looking at all of them
-PAINT_PIXELS = 1 << 24  # pixels expanded at once while painting: 128 MiB of indices
 
 
 class MaskSet:
@@ -41,33 +37,19 @@ class MaskSet:
         canvas = tuple(int(n) for n in shape)
         if len(canvas) < 2 or min(canvas) < 0 or max(canvas) >= 2**31:
             raise ValueError(f"expected a canvas of at least two axes, each 0 to 2**31 - 1 long, got {canvas}")
-        run_array = np.array(runs, np.int32, ndmin=2).reshape(-1, len(canvas) + 1) if np.size(runs) else None
-        if run_array is None:
-            run_array = np.zeros((0, len(canvas) + 1), np.int32)
-        elif np.shape(runs)[-1] != len(canvas) + 1:
-            raise ValueError(f"expected runs of {len(canvas) + 1} columns on canvas {canvas}, got {np.shape(runs)}")
+        run_array = rle.as_rows(runs, canvas)
         offset_array = np.array(offsets, np.int64)
-        if offset_array.ndim != 1 or not len(offset_array) or offset_array[0] != 0:
-            raise ValueError(f"expected offsets (N + 1,) that begin with 0, got {offset_array}")
-        if offset_array[-1] != len(run_array) or np.any(np.diff(offset_array) < 0):
-            raise ValueError(f"expected rising offsets that end with {len(run_array)} runs, got {offset_array}")
-        rle.check_inside(canvas, run_array)
+        rising = offset_array.ndim == 1 and len(offset_array) and (np.diff(offset_array) >= 0).all()
+        if not rising or offset_array[0] != 0 or offset_array[-1] != len(run_array):
+            raise ValueError(f"expected offsets (N + 1,) rising from 0 to {len(run_array)}, got {offset_array}")
         self._fill(canvas, run_array, offset_array, labels, scores)
         start, stop = self._flat()
-        inside = np.ones(max(len(start) - 1, 0), bool)
-        borders = self._offsets[1:-1]
-        inside[borders[(borders > 0) & (borders < len(start))] - 1] = False
-        if np.any(start[1:][inside] <= stop[:-1][inside]):
+        if not rle.is_tidy(start, stop, offset_array):
             tidy = MaskSet.from_flat(canvas, self._owners(), start, stop, labels, scores)
             self.__dict__.update(tidy.__dict__)
 
     def _fill(
-        self,
-        shape: tuple[int, ...],
-        runs: NDArray,
-        offsets: NDArray,
-        labels: ArrayLike,
-        scores: ArrayLike | None,
+        self, shape: tuple[int, ...], runs: NDArray, offsets: NDArray, labels: ArrayLike, scores: ArrayLike | None
     ) -> None:
         count = len(offsets) - 1
         label_array = np.array(labels).reshape(-1) if np.size(labels) else np.zeros(0, np.int64)
@@ -88,12 +70,7 @@ class MaskSet:
 
     @classmethod
     def _trusted(
-        cls,
-        shape: tuple[int, ...],
-        runs: NDArray,
-        offsets: NDArray,
-        labels: NDArray,
-        scores: NDArray | None,
+        cls, shape: tuple[int, ...], runs: NDArray, offsets: NDArray, labels: NDArray, scores: NDArray | None
     ) -> MaskSet:
         """A set whose runs are already in the unique form."""
         made = cls.__new__(cls)
@@ -102,8 +79,6 @@ class MaskSet:
 
     def __reduce__(self) -> tuple:
         return _rebuild, (self._shape, self._runs, self._offsets, self._labels, self._scores)
-
-    # ------------------------------------------------------------------ making
 
     @classmethod
     def empty(cls, shape: Sequence[int]) -> MaskSet:
@@ -134,25 +109,14 @@ class MaskSet:
         values = np.asarray(label_map)
         if values.ndim < 2 or values.dtype.kind not in "iub":
             raise ValueError(f"expected an integer map of two or three axes, got {values.dtype} {values.shape}")
-        shape, flat = values.shape, values.reshape(-1, values.shape[-1])
-        edge = np.ones((len(flat), shape[-1] + 1), bool)
-        edge[:, 1:-1] = flat[:, 1:] != flat[:, :-1]
-        line, column = np.divmod(np.flatnonzero(edge), shape[-1] + 1)
-        begin = column < shape[-1]
-        line, start, stop = line[begin], column[begin], column[np.flatnonzero(begin) + 1]
-        value = flat[line, start]
-        kept = np.flatnonzero(value != 0)
-        names, owner = np.unique(value[kept], return_inverse=True)
-        if labels is None:
-            classes = np.zeros(len(names), np.int64)
-        else:
-            unknown = [int(v) for v in names if int(v) not in labels]
-            if unknown:
-                raise ValueError(f"expected a class for every value of the map, got none for {unknown[:10]}")
-            classes = np.array([labels[int(v)] for v in names], np.int64)
-        kept = kept[np.argsort(owner, kind="stable")]
-        found = rle.columns(shape, line[kept], start[kept], stop[kept])
-        return cls._trusted(shape, found, rle.offsets_of(owner, len(names)), classes, None)
+        names, owner, line, start, stop = label_maps.read(values)
+        unknown = [] if labels is None else [int(value) for value in names if int(value) not in labels]
+        if unknown:
+            raise ValueError(f"expected a class for every value of the map, got none for {unknown[:10]}")
+        classes = [0 if labels is None else labels[int(value)] for value in names]
+        found = rle.columns(values.shape, line, start, stop)
+        offsets = rle.offsets_of(owner, len(names))
+        return cls._trusted(values.shape, found, offsets, np.array(classes, np.int64), None)
 
     @classmethod
     def concatenate(cls, sets: Sequence[MaskSet]) -> MaskSet:
@@ -204,8 +168,6 @@ class MaskSet:
         offsets = rle.offsets_of(owners, np.size(labels))
         return cls._trusted(shape, rle.from_flat(shape, starts, stops), offsets, np.asarray(labels), _optional(scores))
 
-    # ------------------------------------------------------------------ what is in it
-
     @property
     def shape(self) -> tuple[int, ...]:
         """The canvas, (height, width) or (depth, height, width)."""
@@ -255,20 +217,9 @@ class MaskSet:
         """(N,) 63-bit ids: a hash of the class, the first pixel and, among objects that share both, their
         rank.
 
-        They depend on geometry in canvas coordinates only, not on order, scores or the canvas size.
+        They depend on classes and geometry in canvas coordinates, not on the order or the canvas size.
         """
-        order, pixels = self._canonical_order, self._first_pixels
-        rank = np.zeros(len(self), np.int64)
-        if len(self):
-            key = np.column_stack([pixels, self._labels])[order]
-            fresh = np.ones(len(self), bool)
-            fresh[1:] = (key[1:] != key[:-1]).any(axis=1)
-            position = np.arange(len(self))
-            rank[order] = position - np.maximum.accumulate(np.where(fresh, position, 0))
-        mixed = np.zeros(len(self), np.uint64)
-        for part in (self._labels, *pixels.T, rank):
-            mixed = rle.mix(mixed ^ part.astype(np.uint64))
-        return _readonly((mixed >> np.uint64(1)).astype(np.int64))
+        return _readonly(identity.stable_ids(self._labels, self._first_pixels, self._canonical_order))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -305,23 +256,15 @@ class MaskSet:
         """Exact: canvas, runs, labels, scores and order."""
         if not isinstance(other, MaskSet):
             return NotImplemented
-        return self._shape == other._shape and all(
-            np.array_equal(mine, theirs)
-            for mine, theirs in (
-                (self._offsets, other._offsets),
-                (self._labels, other._labels),
-                (self._scores, other._scores),
-                (self._runs, other._runs),
-            )
-        )
+        parts = ("_offsets", "_labels", "_scores", "_runs")
+        same = all(np.array_equal(getattr(self, part), getattr(other, part)) for part in parts)
+        return same and self._shape == other._shape
 
     __hash__ = None  # type: ignore[assignment]
 
     def same_set(self, other: MaskSet) -> bool:
         """Equal but for the order of the objects."""
         return self.canonical() == other.canonical()
-
-    # ------------------------------------------------------------------ changing
 
     def with_labels(self, labels: ArrayLike) -> MaskSet:
         """The same masks with other class indices (N,)."""
@@ -351,25 +294,10 @@ class MaskSet:
         bounds = np.array([part.indices(n)[:2] for part, n in zip(window, self._shape, strict=True)])
         low, high = bounds[:, 0], np.maximum(bounds[:, 0], bounds[:, 1])
         ndim = len(self._shape)
-        near = ((self.boxes[:, :ndim] < high) & (self.boxes[:, ndim:] > low)).all(axis=1)
-        chosen = np.flatnonzero(near)
-        first, last = self._offsets[chosen], self._offsets[chosen + 1]
-        for n in np.flatnonzero(last - first > LONG_OBJECT):  # first axis is sorted inside an object
-            rows = self._runs[first[n] : last[n], 0]
-            first[n], last[n] = first[n] + np.searchsorted(rows, [low[0], high[0]])
-        owner = np.repeat(np.arange(len(chosen)), last - first)
-        found = self._runs[rle.expand(first, last - first)]
-        inside = (found[:, -2] < high[-1]) & (found[:, -1] > low[-1])
-        for axis in range(ndim - 1):
-            inside &= (found[:, axis] >= low[axis]) & (found[:, axis] < high[axis])
-        found = found[inside]
-        found[:, :-2] -= low[:-1].astype(np.int32)
-        found[:, -2] = np.maximum(found[:, -2], low[-1]) - low[-1]
-        found[:, -1] = np.minimum(found[:, -1], high[-1]) - low[-1]
-        counts = np.bincount(owner[inside], minlength=len(chosen))
-        kept = np.flatnonzero(counts)
-        chosen = chosen[kept]
-        offsets = np.concatenate([[0], np.cumsum(counts[kept])])
+        near = np.flatnonzero(((self.boxes[:, :ndim] < high) & (self.boxes[:, ndim:] > low)).all(axis=1))
+        found, counts = rle.crop(self._runs, self._offsets[near], self._offsets[near + 1], low, high)
+        chosen = near[counts > 0]
+        offsets = np.concatenate([[0], np.cumsum(counts[counts > 0])])
         shape = tuple(int(n) for n in high - low)
         return MaskSet._trusted(shape, found, offsets, self._labels[chosen], self._scores[chosen]), chosen
 
@@ -393,7 +321,6 @@ class MaskSet:
             raise ValueError(f"expected {len(self)} integer groups, got {group.dtype} {group.shape}")
         names, member = np.unique(group, return_inverse=True)
         start, stop = self._flat()
-        owner, start, stop = rle.merge(np.repeat(member, np.diff(self._offsets)), start, stop, self._flat_size)
         largest = np.lexsort((self._labels, -self.areas, member))
         first = np.ones(len(self), bool)
         first[1:] = np.diff(member[largest]) > 0
@@ -401,15 +328,10 @@ class MaskSet:
         hollow = np.bincount(member, weight, len(names)) == 0
         weight[hollow[member]] = 1.0
         score = np.bincount(member, weight * self._scores, len(names)) / np.bincount(member, weight, len(names))
-        return MaskSet._trusted(
-            self._shape,
-            rle.from_flat(self._shape, start, stop),
-            rle.offsets_of(owner, len(names)),
-            self._labels[largest[first]],
-            score.astype(np.float32),
+        owner = np.repeat(member, np.diff(self._offsets))
+        return MaskSet.from_flat(
+            self._shape, owner, start, stop, self._labels[largest[first]], score.astype(np.float32)
         )
-
-    # ------------------------------------------------------------------ comparing
 
     def overlaps(self, other: MaskSet) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """All pairs that share a pixel: `(i, j, pixels)`, sorted; costs the runs that meet, not N x M."""
@@ -434,8 +356,6 @@ class MaskSet:
         united = self.areas[:, None] + other.areas[None, :] - shared
         return np.divide(shared, united, out=np.zeros(shared.shape), where=united > 0)
 
-    # ------------------------------------------------------------------ showing
-
     def to_dense(self) -> NDArray[np.bool_]:
         """(N, *shape) bool."""
         start, stop = self._flat()
@@ -458,7 +378,7 @@ class MaskSet:
         layers, and in practice as many maps as the deepest pile of objects. No objects give no maps.
         """
         i, j, _ = self.overlaps(self)
-        colour = colour_graph(i[i != j], j[i != j], len(self))
+        colour = label_maps.colour_graph(i[i != j], j[i != j], len(self))
         return [self._paint(np.flatnonzero(colour == c)) for c in range(colour.max(initial=-1) + 1)]
 
     def to_coco_rle(self) -> list[dict]:
@@ -466,8 +386,6 @@ class MaskSet:
         if len(self._shape) != 2:
             raise ValueError(f"expected a picture for COCO run lengths, got a canvas {self._shape}")
         return run_lengths.encode(self._shape, self._owners(), *self._flat(), len(self))
-
-    # ------------------------------------------------------------------ inside
 
     @property
     def _flat_size(self) -> int:
@@ -487,42 +405,16 @@ class MaskSet:
 
     @cached_property
     def _first_pixels(self) -> NDArray[np.int64]:
-        """(N, ndim) coordinates of the first pixel in row-major order; -1 for an empty object."""
-        pixels = np.full((len(self), len(self._shape)), -1, np.int64)
-        filled = np.flatnonzero(np.diff(self._offsets))
-        pixels[filled] = self._runs[self._offsets[filled], :-1]
-        return pixels
+        return identity.first_pixels(self._runs, self._offsets)
 
     @cached_property
     def _canonical_order(self) -> NDArray[np.int64]:
-        keys = (self.areas, self._labels, *self._first_pixels.T[::-1])
-        order = np.lexsort(keys)
-        same = np.ones(max(len(self) - 1, 0), bool)
-        for key in keys:
-            same &= key[order][1:] == key[order][:-1]
-        for begin, end in rle.stretches(same):  # equal in all of that: rare, compared run by run
-            tied = order[begin:end].tolist()
-            order[begin:end] = sorted(tied, key=lambda n: (self._run_bytes(n), self._scores[n]))
-        return _readonly(order)
-
-    def _run_bytes(self, number: int) -> bytes:
-        """Bytes that sort as the runs do: big-endian, none is negative."""
-        return self._runs[self._offsets[number] : self._offsets[number + 1]].astype(">i4").tobytes()
+        keys = (*self._first_pixels.T, self._labels, self.areas)
+        return identity.canonical_order(keys, self._runs, self._offsets, self._scores)
 
     def _paint(self, numbers: NDArray) -> NDArray[np.int32]:
-        canvas = np.zeros(int(np.prod(self._shape, dtype=np.int64)), np.int32)
-        width = self._shape[-1]
-        areas = np.cumsum(self.areas[numbers])
-        done = 0
-        while done < len(numbers):
-            paid = areas[done - 1] if done else 0
-            upto = max(done + 1, int(np.searchsorted(areas, paid + PAINT_PIXELS)))
-            part = self[numbers[done:upto]]
-            start, stop = part._flat()
-            pixels = rle.expand(start - start // (width + 1), stop - start)
-            canvas[pixels] = np.repeat(numbers[done:upto] + 1, part.areas)  # numpy: the last of equal indices stays
-            done = upto
-        return canvas.reshape(self._shape)
+        chosen = self[numbers]
+        return label_maps.paint(self._shape, *chosen._flat(), chosen._offsets, numbers + 1)
 
 
 def _rebuild(shape: tuple[int, ...], runs: NDArray, offsets: NDArray, labels: NDArray, scores: NDArray) -> MaskSet:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Ints = NDArray[np.int64]
+
+LONG_OBJECT = 4096  # runs from which a crop finds its rows by bisection instead of looking at all of them
 
 
 def expand(starts: Ints, counts: Ints) -> Ints:
@@ -135,15 +137,41 @@ def check_inside(shape: tuple[int, ...], runs: NDArray) -> None:
         raise ValueError("expected runs with start < stop, got an empty or backward one")
 
 
-def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection of 64 bits."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+def as_rows(runs: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Run rows (R, ndim + 1) of anything like them.
+
+    ValueError where columns or places do not fit the canvas.
+    """
+    rows = np.array(runs, np.int64) if np.size(runs) else np.zeros((0, len(shape) + 1), np.int64)
+    if rows.ndim != 2 or rows.shape[1] != len(shape) + 1:
+        raise ValueError(f"expected runs (R, {len(shape) + 1}) on the canvas {shape}, got {rows.shape}")
+    check_inside(shape, rows)
+    return rows.astype(np.int32)
 
 
-def stretches(same: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Half-open ranges of positions that are chained by `same` (N - 1,)."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
-    return [(int(a), int(b) + 1) for a, b in edges.reshape(-1, 2)]
+def is_tidy(starts: Ints, stops: Ints, offsets: Ints) -> bool:
+    """Whether the flat runs of every object are sorted and apart."""
+    apart = np.ones(len(starts) + 1, bool)
+    apart[1:-1] = starts[1:] > stops[:-1]
+    apart[offsets] = True  # where the next object begins, anything may
+    return bool(apart.all())
+
+
+def crop(runs: NDArray, first: Ints, last: Ints, low: Ints, high: Ints) -> tuple[NDArray, NDArray]:
+    """Runs of the objects `runs[first:last]` inside `low..high` (one bound an axis), and how many each has
+    left.
+    """
+    first, last = first.copy(), last.copy()
+    for n in np.flatnonzero(last - first > LONG_OBJECT):  # the first axis is sorted inside an object
+        rows = runs[first[n] : last[n], 0]
+        first[n], last[n] = first[n] + np.searchsorted(rows, [low[0], high[0]])
+    owner = np.repeat(np.arange(len(first)), last - first)
+    found = runs[expand(first, last - first)]
+    inside = (found[:, -2] < high[-1]) & (found[:, -1] > low[-1])
+    for axis in range(len(low) - 1):
+        inside &= (found[:, axis] >= low[axis]) & (found[:, axis] < high[axis])
+    found = found[inside]
+    found[:, :-2] -= low[:-1].astype(np.int32)
+    found[:, -2] = np.maximum(found[:, -2], low[-1]) - low[-1]
+    found[:, -1] = np.minimum(found[:, -1], high[-1]) - low[-1]
+    return found, np.bincount(owner[inside], minlength=len(first))

@@ -137,7 +137,7 @@ class Stitcher:
         ndim = len(self.grid.shape)
         low = np.array([part.start + (part.start > 0) for part in tile.window])
         high = np.array([part.stop - (part.stop < n) for part, n in zip(tile.window, self.grid.shape)])
-        return (boxes[:, :ndim] >= low).all(axis=1) & (boxes[:, ndim:] <= high).all(axis=1)
+        return np.logical_and((boxes[:, :ndim] >= low).all(axis=1), (boxes[:, ndim:] <= high).all(axis=1))
 
     def _keep(
         self,
