@@ -237,14 +237,16 @@ def confusion(
 def semantic_scores(table: Ints) -> dict[str, Any]:
     """Scores of a confusion table (K + 1, K + 1).
 
-    `miou`: mean over the classes that occur, "nothing" not among them; `iou`: of all classes as one foreground;
-    `pixel_accuracy`; `per_class`: {"iou": (K,)}.
+    `miou`: mean over the classes that occur, "nothing" not among them; `iou`: shared over united pixels, both summed
+    over the classes; `foreground_iou`: of any class against nothing; `pixel_accuracy`; `per_class`: {"iou": (K,)}.
     """
     right = np.diag(table)
-    per_class = _ratio(right, table.sum(axis=0) + table.sum(axis=1) - right)[1:]
+    united = table.sum(axis=0) + table.sum(axis=1) - right
+    per_class = _ratio(right, united)[1:]
     return {
         "miou": mean(per_class),
-        "iou": float(_ratio(table[1:, 1:].sum(), table.sum() - table[0, 0])),
+        "iou": float(_ratio(right[1:].sum(), united[1:].sum())),
+        "foreground_iou": float(_ratio(table[1:, 1:].sum(), table.sum() - table[0, 0])),
         "pixel_accuracy": float(_ratio(right.sum(), table.sum())),
         "per_class": {"iou": per_class},
     }
