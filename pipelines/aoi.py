@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,19 @@ def restrict(source: Any, path: str | Path) -> RestrictedSource:
         frame = geopandas.read_file(path)
     except Exception as error:  # noqa: BLE001  (every driver has its own exceptions)
         raise InputError(f"{path}: not a readable vector file ({str(error).splitlines()[0]})") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an area in degrees is meaningless, but above 0 is above 0
+        frame = frame[frame.geometry.notna() & (frame.geometry.area > 0)]
+    if frame.empty:
+        raise InputError(f"{path}: no polygon in it; --aoi takes polygons")
+    named = tuple(round(float(v), 6) for v in frame.total_bounds)
     crs = source.geometry.crs
     if crs is not None and frame.crs is not None:
         frame = frame.to_crs(crs)
-    polygons = tuple(g for g in frame.geometry.make_valid() if g is not None and g.area > 0)
-    if not polygons:
-        raise InputError(f"{path}: no polygon in it; --aoi takes polygons")
+    # What lies outside the projection's domain comes back infinite: far from the scene, whatever it is.
+    frame = frame[np.isfinite(frame.bounds).all(axis=1)]
     extent = box(*source.geometry.bounds(source.shape))
-    if not any(extent.intersects(polygon) for polygon in polygons):
-        bounds = tuple(round(float(v), 6) for v in frame.total_bounds)
-        raise InputError(f"{path}: covers {bounds}, outside the scene's {extent.bounds}")
+    polygons = tuple(polygon for polygon in frame.geometry.make_valid() if polygon.intersects(extent))
+    if not polygons:
+        raise InputError(f"{path}: covers {named}, outside the scene's {extent.bounds}")
     return RestrictedSource(source, polygons)
