@@ -200,7 +200,6 @@ def describe_array(path: str | Path) -> dict[str, Any]:
     with ArraySource(path) as source:
         header = source._header
         return {
-            "kind": "array",
             "path": str(path),
             "driver": header.file.suffix[1:].lower(),
             "arrays": list(header.keys),
@@ -213,6 +212,7 @@ def describe_array(path: str | Path) -> dict[str, Any]:
             ],
             "dtype": source.dtype.name,
             "nodata": None,
+            "mask": False,
             "crs": None,
             "transform": list(source.geometry.transform)[:6],
             "rotated": False,

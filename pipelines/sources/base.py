@@ -54,7 +54,8 @@ class Source:
 
     path: the file. shape: (H, W) px. channels: one name a plane that `read` returns. dtype: of the values, as
     stored. nodata: the value that marks pixels without data, or None. geometry: CRS and affine of this
-    rectangle. origin: (row, column) of this rectangle in the file. imputed: planes the file does not have.
+    rectangle. origin: (row, column) of this rectangle in the file, which is file_shape px. imputed: planes the file
+    does not have.
     scales, offsets: what the file says a plane's value means (value × scale + offset); noted, not applied.
     """
 
@@ -77,6 +78,7 @@ class Source:
         self.nodata = nodata
         self.geometry = geometry
         self.origin = (0, 0)
+        self.file_shape = shape
         self.imputed = imputed or (False,) * len(channels)
         self.scales = scales or (1.0,) * len(channels)
         self.offsets = offsets or (0.0,) * len(channels)

@@ -231,7 +231,6 @@ def describe_raster(path: str | Path) -> dict[str, Any]:
         geometry = Geometry(dataset.crs, dataset.transform)
         rows, columns = dataset.block_shapes[0]
         return {
-            "kind": "raster",
             "path": str(place),
             "driver": dataset.driver,
             "shape": [height, width],
@@ -251,6 +250,7 @@ def describe_raster(path: str | Path) -> dict[str, Any]:
             ],
             "dtype": dataset.dtypes[0],
             "nodata": dataset.nodata,
+            "mask": any(flag != MaskFlags.all_valid for flags in dataset.mask_flag_enums for flag in flags),
             "crs": crs_name(dataset.crs),
             "transform": list(dataset.transform)[:6],
             "rotated": bool(dataset.transform.b or dataset.transform.d),

@@ -424,7 +424,7 @@ class TestDescribe:
     def test_array(self, tmp_path):
         np.savez(tmp_path / "s.npz", img=np.zeros((20, 30, 2), np.float32))
         found = describe(tmp_path / "s.npz")
-        assert (found["kind"], found["array"], found["axes"], found["shape"]) == ("array", "img", "hwc", [20, 30])
+        assert (found["driver"], found["array"], found["axes"], found["shape"]) == ("npz", "img", "hwc", [20, 30])
 
 
 class TestRealFiles:
