@@ -248,6 +248,29 @@ class TestWorkers:
                 assert np.array_equal(source.read()[0], array)  # the worker has removed nothing
         assert not list(temporary.iterdir())
 
+    def test_forked_workers(self, make_geotiff, tmp_path, temporary):
+        """Torch's loader forks: a worker must not share the parent's handle, and cleans up what it unpacks itself."""
+        array = picture(3, 200, 200)
+        png = tmp_path / "scene.png"
+        Image.fromarray(np.moveaxis(array, 0, -1)).save(png)
+        code = (
+            "import multiprocessing, sys, tempfile\n"
+            "tempfile.tempdir = sys.argv[1]\n"
+            "from pipelines.sources import open_source\n"
+            "tif, png = (open_source(p) for p in sys.argv[2:])\n"
+            "tif.read()\n"
+            "def work(i):\n"
+            "    window = (slice(i, i + 50), slice(2 * i, 2 * i + 50))\n"
+            "    return all((a == b).all() for a, b in zip(tif.read(window), png.read(window)))\n"
+            "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+            "    print(all(pool.map(work, range(60))), tif.read()[1].all())\n"
+            "    pool.close(); pool.join()\n"
+        )
+        command = [sys.executable, "-c", code, str(temporary), str(make_geotiff(array)), str(png)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == ["True", "True"], done.stderr
+        assert not list(temporary.iterdir())
+
 
 class TestSequentialFormats:
     @pytest.mark.parametrize("suffix", ["png", "jpg"])
