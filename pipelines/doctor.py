@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +22,7 @@ from typing import Literal
 
 PROBE_TIMEOUT_S = 3.0  # a server that answers no health check in this time is not usable for tracking either
 GIB = 2**30
+LINE = 110  # columns of the readable text
 MIN_RAM_GIB = 4.0  # the demo's training peaks below 3 GiB
 MIN_DISK_GIB = 5.0  # caches, checkpoints and the outputs of a 10 000² scene
 
@@ -86,10 +88,13 @@ def examine() -> list[Check]:
 
 
 def render(checks: list[Check]) -> str:
-    """Readable text: one line a check, and below what to fix."""
+    """Readable text: a line a check (long ones wrapped), and below what to fix."""
     marks = {"ok": "ok  ", "info": "    ", "warn": "warn", "fail": "FAIL"}
     width = max(len(check.name) for check in checks)
-    lines = [f"{marks[check.status]}  {check.name:<{width}}  {check.found}" for check in checks]
+    lines = []
+    for check in checks:
+        first = f"{marks[check.status]}  {check.name:<{width}}  "
+        lines += textwrap.wrap(check.found, LINE, initial_indent=first, subsequent_indent=" " * len(first))
     todo = [f"  {check.name}: {check.fix}" for check in checks if check.fix and check.status in ("warn", "fail")]
     return "\n".join([*lines, "", *(["To fix:", *todo] if todo else ["Nothing to fix."])])
 
@@ -111,7 +116,7 @@ def versions(lookup: Lookup = _installed) -> list[Check]:
     """The stack's versions, what is missing, and the combinations known to break."""
     found = {package: lookup(package) for package in STACK}
     missing = [package for package, version in found.items() if version is None]
-    there = "  ".join(f"{package} {version}" for package, version in found.items() if version)
+    there = ", ".join(f"{package} {version}" for package, version in found.items() if version)
     checks = [Check("packages", "ok", there)]
     if missing:
         checks.append(Check("packages", "fail", f"missing: {', '.join(missing)}", "`make setup` installs the lock"))
@@ -238,7 +243,7 @@ def probe(url: str, timeout: float = PROBE_TIMEOUT_S) -> str | None:
 def tracking(uri: str | None = None) -> Check:
     """Whether MLflow's store can be reached; asked without mlflow, which waits 4 min for a dead server."""
     if uri is None:
-        from pipelines.tracking import default_uri
+        from pipelines.tracking_store import default_uri
 
         uri = default_uri()
     shown = USERINFO.sub("***@", uri)  # never a password in a report

@@ -54,7 +54,7 @@ def inspect_thing(thing: str, model: str | None = None) -> Findings:
 def render(findings: Mapping[str, Any]) -> str:
     """Readable text: one line a fact, problems at the end."""
     lines = [f"{findings['path']}: {findings['kind']}"]
-    lines += _lines({k: v for k, v in findings.items() if k not in ("path", "kind", "problems", "notes")}, 1)
+    lines += _lines(_shown(findings), 1)
     lines += [f"  note     {note}" for note in findings.get("notes", ())]
     lines += [f"  problem  {problem}" for problem in findings.get("problems", ())]
     return "\n".join(lines)
@@ -78,7 +78,7 @@ def _data(thing: str, base: Path, model: str | None) -> Findings:
         except InputError as error:
             faults.append(str(error))
             continue
-        findings = {"kind": kind, "path": thing, **facts}
+        findings = {**facts, "kind": f"{kind} ({facts.get('kind', 'file')})", "path": thing}
         return _with_scene_notes(findings, thing, model) if kind == "scene" else findings
     raise InputError(_unknown(thing, base) or faults[0])
 
@@ -96,8 +96,15 @@ def _scene_notes(findings: Mapping[str, Any]) -> list[str]:
     notes = []
     if not findings.get("crs"):
         notes.append("no CRS: results are in pixel coordinates, areas in pixels")
-    if findings.get("nodata") is None and not findings.get("mask"):
-        notes.append("neither nodata nor mask: every pixel counts as seen")
+    bands = findings["bands"]
+    masked = any(band["alpha"] or "per_dataset" in band.get("mask", ()) for band in bands)
+    if not masked and all(band["nodata"] is None for band in bands):
+        notes.append("neither nodata nor mask: every finite pixel counts as seen")
+    if findings.get("unpacked_first"):
+        size = findings["bytes_pixels"] / 2**20
+        notes.append(f"its compression allows no windows: unpacked once into a temporary file of {size:.0f} MiB")
+    if findings.get("rotated"):
+        notes.append("rotated: outputs keep the same affine; some programs show them upright")
     return notes
 
 
@@ -232,10 +239,11 @@ def _adapter_file(path: Path) -> Findings | None:
 def _unknown(thing: str, base: Path) -> str | None:
     """What a file that no reader takes looks like, or None where its bytes say nothing."""
     try:
-        head = base.open("rb").read(HEAD) if base.is_file() else b""
+        with base.open("rb") as file:
+            head = file.read(HEAD)
     except OSError as error:
         return f"{thing}: {error.strerror or error}"
-    if base.is_file() and not head:
+    if not head:
         return f"{thing}: the file is empty"
     what = next((text for magic, text in MAGIC if head.startswith(magic)), None)
     return f"{thing}: {what}; expected a scene, labels, a run config or a bundle" if what else None
@@ -253,11 +261,32 @@ def _lines(facts: Mapping[str, Any], depth: int) -> Iterator[str]:
             yield f"{start}{_text(value)}".rstrip()
 
 
+def _shown(findings: Mapping[str, Any]) -> dict[str, Any]:
+    """The findings as a reader wants them: a line a band, sizes with units, nothing that is empty."""
+    shown = {key: value for key, value in findings.items() if key not in ("path", "kind", "problems", "notes")}
+    if isinstance(shown.get("shape"), list):
+        shown["shape"] = " × ".join(map(str, shown["shape"])) + " px (height × width)"
+    if isinstance(shown.get("bands"), list):
+        shown["bands"] = {str(band["index"]): _band(band) for band in shown["bands"]}
+    for key in [key for key in shown if key.startswith("bytes_") and shown[key] is not None]:
+        shown[key] = f"{shown[key] / 2**20:.1f} MiB"
+    return shown
+
+
+def _band(band: Mapping[str, Any]) -> str:
+    parts = [" / ".join(band["names"]), band["dtype"]]
+    parts += ["alpha"] if band["alpha"] else []
+    parts += [f"nodata {_text(band['nodata'])}"] if band["nodata"] is not None else []
+    if (band.get("scale") or 1, band.get("offset") or 0) != (1, 0):
+        parts.append(f"means value × {band['scale']:g} + {band['offset']:g}")
+    return ", ".join(parts)
+
+
 def _text(value: Any) -> str:
     if value is None or value == {} or value == []:
         return "none"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.10g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(_text(item) for item in value)
     if isinstance(value, Mapping):

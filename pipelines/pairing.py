@@ -16,6 +16,7 @@ from adapters.errors import InputError
 
 PICTURES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".npz", ".npy")
 VECTORS = (".geojson", ".gpkg", ".shp", ".parquet", ".geoparquet", ".fgb", ".csv", ".xml", ".json")
+LABEL_ARRAYS = ("msk", "mask", "masks", "label", "labels", "gt", "annotation", "y")
 MOST_VALUES = 64  # a label raster of more classes is rare; a photo's band has over a hundred values
 LOOKED_AT = 1024  # px of side of the corner read to tell labels from a scene
 
@@ -48,7 +49,19 @@ def find_pairs(data: Sequence[Path], labels: Sequence[Path] = ()) -> list[Pair]:
         choice += [file for scene in single for file in _siblings(scene)]
     pairs = _by_name(scenes, choice)
     _check_all_used(given, pairs)
-    return pairs
+    return [_with_own_labels(pair) for pair in pairs]
+
+
+def _with_own_labels(pair: Pair) -> Pair:
+    """An array file often holds picture and labels: `clouds.npz` then has its labels in `clouds.npz#msk`."""
+    scene, _, _ = pair.scene.partition("#")
+    if pair.labels is not None or Path(scene).suffix.lower() != ".npz":
+        return pair
+    from pipelines.sources.arrays import read_header
+
+    header, _ = read_header(pair.scene)
+    own = next((name for name in LABEL_ARRAYS if name in header.keys and name != header.key), None)
+    return Pair(pair.scene, f"{scene}#{own}") if own else pair
 
 
 def _files(path: Path) -> list[Path]:

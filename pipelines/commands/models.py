@@ -14,7 +14,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """List the registered models with their aliases and scores (MLFLOW_TRACKING_URI, else ./mlflow.db)."""
-    from pipelines.tracking import list_models
+    from pipelines.registry import list_models
 
     rows = list_models()
     if as_json:

@@ -36,5 +36,6 @@ def command(
     from pipelines.planning import PlanOptions, plan, write_plan
 
     options = PlanOptions(class_column=class_column, default_class=class_name, preset=preset, minutes=minutes)
-    write_plan(plan(data, labels or [], options, folder=out.resolve().parent), out, overwrite=overwrite)
+    made = plan(data, labels or [], options, out.resolve().parent, out.stem)
+    write_plan(made, out, overwrite=overwrite)
     typer.echo(str(out))

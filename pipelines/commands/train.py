@@ -18,7 +18,11 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Seed instead of the config's.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
 ) -> None:
-    """Train the model a run config describes. Leaves OUT/bundle/ and OUT/metrics.json."""
+    """Train the model a run config describes. Leaves OUT/bundle/ and OUT/metrics.json.
+
+    The run is tracked in MLflow (MLFLOW_TRACKING_URI, else ./mlflow.db) and its model registered where the config
+    gives it a name.
+    """
     from pipelines.commands.checks import data_fits, preset_exists, writable_folder
     from pipelines.config import load_config
 
@@ -28,8 +32,10 @@ def command(
     writable_folder(out)
 
     from pipelines.commands.progress import Progress
-    from pipelines.experiments import train
+    from pipelines.tracked import train_tracked
 
     with Progress() as progress:
-        bundle = train(run, out, minutes=minutes, seed=seed, resume=resume, on_progress=progress)
-    typer.echo(str(bundle))
+        outcome = train_tracked(run, out, minutes=minutes, seed=seed, resume=resume, on_progress=progress)
+    typer.echo(str(outcome.bundle))
+    if outcome.registered:
+        typer.echo(outcome.registered)

@@ -239,9 +239,9 @@ def test_predict_without_flags_takes_the_defaults_of_the_options() -> None:
 
 def test_models_as_table_and_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"name": "crowns", "version": "3", "aliases": ["champion"], "scores": {"pq": 0.4321}, "note": None}]
-    registry = type(sys)("pipelines.tracking")
+    registry = type(sys)("pipelines.registry")
     registry.list_models = lambda: rows  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pipelines.tracking", registry)
+    monkeypatch.setitem(sys.modules, "pipelines.registry", registry)
     models.command(as_json=True)
     assert json.loads(capsys.readouterr().out) == rows
     models.command()

@@ -55,7 +55,14 @@ def test_the_overlap_holds_most_objects() -> None:
     assert sizing.choose_overlap([boxes(50, 70, shape)], 288).value == 72
     assert sizing.choose_overlap([boxes(50, 4, shape)], 128).value == 32
     large = sizing.choose_overlap([boxes(50, 500, shape)], 512)
-    assert large.value == 256 and "put together from parts" in large.why
+    assert large.value == 128 and "joined from parts" in large.why
+
+
+def test_areas_have_no_size() -> None:
+    """A whole lake is as long as the scene, and says nothing about the crop it takes to know water."""
+    assert sizing.choose_crop([NONE], [(900, 900)]).value == 256
+    assert sizing.choose_crop([NONE], [(100, 900)]).value == 96
+    assert sizing.choose_overlap([NONE], 256).value == 32
 
 
 def test_queries_follow_the_crowd() -> None:
@@ -100,6 +107,13 @@ def test_several_scenes_are_dealt_out_whole_and_all_parts_have_objects() -> None
     choice = sizing.choose_split(found, shapes, 20)
     assert min(sizing._objects_by_role(found, shapes, choice.value).values()) > 0
     assert "dealt out whole" in choice.why and choice.value.gap == 0
+
+
+def test_the_scene_with_most_objects_is_trained_on() -> None:
+    shapes = [(300, 300)] * 3
+    found = [boxes(count, 20, (300, 300)) for count in (60, 280, 20)]
+    parts = sizing._objects_by_role(found, shapes, sizing.choose_split(found, shapes, 20).value)
+    assert parts == {"train": 280, "validation": 20, "test": 60}
 
 
 @pytest.mark.parametrize("shapes", [[(500, 500)], [(500, 500)] * 4])
