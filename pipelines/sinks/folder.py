@@ -26,7 +26,7 @@ from adapters.errors import InputError
 
 log = logging.getLogger(__name__)
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of the disk, the user, the file: no room
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 # Libraries over GDAL raise their own errors, without an errno; less room than this says what really happened.
@@ -88,6 +88,8 @@ class OutputFolder:
                     made.rmdir()
             if full:
                 raise InputError(f"{self.out}: the disk is full, nothing was written") from error
+            if isinstance(error, InputError) and str(self.path) in str(error):  # nobody knows the hidden name
+                raise InputError(str(error).replace(str(self.path), str(self.out / self.stem))) from error
 
     def _rename(self) -> Path:
         for number in itertools.count(1):

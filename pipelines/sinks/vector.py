@@ -29,6 +29,7 @@ from pipelines.sinks.outlines import outlines
 
 LAYER = "objects"
 ROWS_PER_GROUP = 65_536  # fixed, because the bytes depend on it; about 30 MB of outlines
+WRITE_ERRORS = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError)
 NAMES = ("objects.gpkg", "objects.parquet")
 
 
@@ -84,7 +85,10 @@ def write_objects(
         if path.suffix not in writers:
             raise InputError(f"{path}: expected one of {', '.join(writers)} for objects")
         with atomic_write(path) as temporary:
-            writers[path.suffix](frame, temporary)
+            try:
+                writers[path.suffix](frame, temporary)
+            except WRITE_ERRORS as error:  # SQLite gives the room back before it says why
+                raise InputError(f"{path}: could not be written ({error}); is the disk full?") from error
         written.append(path)
     return written
 

@@ -143,6 +143,14 @@ def test_full_disk(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+def test_an_error_never_shows_the_hidden_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=rf"^{tmp_path}/scene/semantic\.tif: broken$"),
+        OutputFolder(tmp_path, "scene") as output,
+    ):
+        raise InputError(f"{output.path}/semantic.tif: broken")
+
+
 def test_full_disk_behind_an_error_without_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """GDAL says "write error"; the room left on the disk says why."""
     monkeypatch.setattr(module, "NO_ROOM_BYTES", 1 << 62)

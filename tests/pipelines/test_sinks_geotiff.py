@@ -1,6 +1,7 @@
 """The semantic map: a valid COG, equal in place and pixels, equal bytes however it was written."""
 
 import json
+import resource
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +114,26 @@ def test_without_commit_the_earlier_file_stays(tmp_path: Path) -> None:
         sink.write((slice(0, 64), slice(0, 64)), np.zeros((64, 64), np.uint8))
         raise RuntimeError("boom")
     assert [p.name for p in tmp_path.iterdir()] == ["semantic.tif"] and sha256(path) == before
+
+
+@pytest.mark.parametrize("share", [0.2, 0.45, 0.65, 0.8, 0.95])
+def test_a_file_without_room_is_an_error_never_a_hole(tmp_path: Path, share: float) -> None:
+    """A limit on file size stands for the full disk. GDAL alone writes nodata, or half a file, and says nothing."""
+    picture = np.random.default_rng(0).integers(0, 3, (1100, 1100)).astype(np.uint8)
+    path = write(tmp_path / "semantic.tif", picture, UTM, rows=400)
+    before, size = sha256(path), path.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    new = tmp_path / "new"
+    new.mkdir()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * share), hard))
+    try:
+        with pytest.raises(InputError, match=r"^\S*/semantic\.tif: [^\n]*is the disk full\?$") as caught:
+            write(new / "semantic.tif", picture, UTM, rows=400)
+        assert "partial" not in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sha256(path) == before
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["new", "semantic.tif"]
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

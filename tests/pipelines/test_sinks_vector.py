@@ -1,7 +1,9 @@
 """Polygons on pixel edges: exact, valid, in place; and the files they are written to."""
 
+import csv
 import json
 import math
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pyogrio
 import pytest
+import rasterio
 import rasterio.features
 import shapely
 from affine import Affine
@@ -179,6 +182,51 @@ def test_without_crs_areas_are_pixels(tmp_path: Path) -> None:
 def test_a_scene_without_crs_writes_quietly(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     write_objects(tmp_path, blobs(), None, CLASSES)
     assert [str(w.message) for w in recwarn] == []
+
+
+@pytest.mark.parametrize("name", ["objects.gpkg", "objects.parquet"])
+def test_a_file_without_room_leaves_the_earlier_one(tmp_path: Path, name: str) -> None:
+    """A limit on file size stands for the full disk."""
+    at = np.arange(4000)
+    runs = np.column_stack([at, at % 7, at % 7 + 1 + at % 13])
+    many = MaskSet((4000, 30), runs, np.arange(4001), np.zeros(4000, np.int64), np.random.default_rng(0).random(4000))
+    (path,) = write_objects(tmp_path, blobs(), place(), CLASSES, [name])
+    before = sha256(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, hard))
+    try:
+        with pytest.raises(InputError, match=rf"^\S*/{name}: [^\n]*the disk (is )?full"):
+            write_objects(tmp_path, many, place(), CLASSES, [name])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sha256(path) == before
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_real_scene_keeps_its_place(shared_data: Path, tmp_path: Path) -> None:
+    """Every crown box of a NEON plot, written and laid over the scene again."""
+    scenes = sorted(shared_data.rglob("OSBS_029.tif"))
+    if not scenes:
+        pytest.skip("OSBS_029.tif not in the shared data")
+    with scenes[0].with_suffix(".csv").open() as file:
+        rows = [[round(float(row[k])) for k in ("ymin", "xmin", "ymax", "xmax")] for row in csv.DictReader(file)]
+    with rasterio.open(scenes[0]) as source:
+        geometry, shape, bounds = (
+            SimpleNamespace(crs=source.crs, transform=source.transform),
+            source.shape,
+            source.bounds,
+        )
+    masks = np.zeros((len(rows), *shape), bool)
+    for mask, (top, left, bottom, right) in zip(masks, rows, strict=True):
+        mask[top:bottom, left:right] = True
+    objects = MaskSet.from_dense(masks, np.zeros(len(rows), np.int64)).canonical()
+    for path in write_objects(tmp_path, objects, geometry, CLASSES):
+        frame = geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path)
+        assert frame.crs.to_epsg() == 32617 and frame.is_valid.all()
+        assert shapely.box(*bounds).contains(shapely.box(*frame.total_bounds))
+        assert np.allclose(frame["area_m2"], objects.areas * abs(geometry.transform.determinant))
+        again = rasterio.features.geometry_mask(frame.geometry[:1], shape, geometry.transform, invert=True)
+        assert np.array_equal(again, objects[0].to_dense()[0])
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
