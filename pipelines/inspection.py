@@ -78,7 +78,8 @@ def _data(thing: str, base: Path, model: str | None) -> Findings:
         except InputError as error:
             faults.append(str(error))
             continue
-        findings = {**facts, "kind": f"{kind} ({facts.get('kind', 'file')})", "path": thing}
+        form = facts.get("kind") or facts["driver"]  # polygons, boxes, raster …; GTiff, PNG, npz …
+        findings = {**facts, "kind": f"{kind} ({form})", "path": thing}
         return _with_scene_notes(findings, thing, model) if kind == "scene" else findings
     raise InputError(_unknown(thing, base) or faults[0])
 

@@ -322,8 +322,11 @@ def test_real_data_gives_a_config_whose_data_can_be_read(name: str, shared_data:
 
 def test_a_plan_trains(tmp_path: Path, make_geotiff: MakeGeotiff) -> None:
     """Two steps of a shrunken model: nothing in a plan is only decoration."""
+    import torch
+
     from pipelines.experiments import train
 
+    torch.set_num_threads(1)  # imported only now, after the fixture that does it
     scene = make_geotiff(picture(), crs=UTM, transform=TRANSFORM)
     write_plan(
         plan([scene], [write_squares(tmp_path / "crowns.geojson", count=40)], PlanOptions(), tmp_path),
