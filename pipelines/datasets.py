@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from adapters.base import Annotation, DomainAdapter
 from adapters.errors import InputError
 from maskformer.masks import MaskSet
 from maskformer.targets import Target
+from pipelines.annotations.base import Annotations
 from pipelines.augmentation import Augmentation
 from pipelines.checkpoints import sha256_of
 from pipelines.sources import open_source
@@ -29,20 +30,12 @@ from pipelines.sources.base import Source, Window
 ATTEMPTS = 8  # draws of a window before a crop without a single labelled pixel is accepted
 
 
-class Labels(Protocol):
-    """What is needed of `pipelines.annotations.Annotations`."""
-
-    objects: MaskSet
-
-    def read(self, window: Window) -> Annotation: ...
-
-
 @dataclass(frozen=True)
 class Part:
     """A scene with its labels, or the `window` of it that may be read (None: all of it)."""
 
     source: Path | str
-    annotations: Labels
+    annotations: Annotations
     window: Window | None = None
 
 
@@ -163,9 +156,7 @@ class Place:
         self.origin = np.array([side.start for side in self.area])
         self.height, self.width = (side.stop - side.start for side in self.area)
         self.objects = part.annotations.objects
-        # Labels replaced by numbers tell, after a crop, which objects are left.
-        self._numbered = self.objects.with_labels(np.arange(len(self.objects)))
-        self.numbers = self._numbered.crop(self.area).labels
+        self.numbers = self.objects.crop_indexed(self.area)[1]
 
     def pixel_of(self, number: int, generator: np.random.Generator) -> np.ndarray:
         """(row, column) of a random pixel of object `number`, which may lie outside the part."""
@@ -187,15 +178,14 @@ class Place:
     def read(self, window: Window, sampling: Sampling) -> tuple[Tensor, Tensor, Target]:
         """Of a window of the scene: normalised image (C, h, w), pixels with data (h, w) bool, target."""
         array, present = self.source.read(window)
-        seen = self._numbered.crop(window)
-        numbers = seen.labels
-        objects = seen.with_labels(self.objects.labels[numbers])
+        objects, numbers = self.objects.crop_indexed(window)
         hidden = self._mostly_hidden(objects, self.objects.areas[numbers], sampling)
         known = present.copy()
         if hidden.any():
             known &= ~objects[hidden].to_dense().any(axis=0)
             objects = objects[~hidden]
-        annotation = Annotation(objects, self.annotations.read(window).ignore)
+        ignore = self.annotations.ignore
+        annotation = Annotation(objects, None if ignore is None else ignore.read(window))
         target = self.adapter.targets(annotation, known)
         # The picture stays whole where only the labels are unknown.
         image = self.adapter.inputs(array, present)
@@ -203,11 +193,13 @@ class Place:
 
     def describe(self) -> dict[str, Any]:
         """For the fingerprint."""
-        found = self.objects.crop(self.area)
-        digest = hashlib.sha256()
-        for array in (found.runs, found.offsets, found.labels):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return {"source": self.source.digest(), "window": _text(self.area), "objects": digest.hexdigest()}
+        ignore = self.annotations.ignore
+        return {
+            "source": self.source.digest(),
+            "window": _text(self.area),
+            "objects": _digest(self.objects.crop(self.area)),
+            "ignore": None if ignore is None else [_digest(ignore.mask.crop(self.area)), ignore.inverted],
+        }
 
     def _mostly_hidden(self, objects: MaskSet, areas: np.ndarray, sampling: Sampling) -> np.ndarray:
         visible, crop = objects.areas, objects.shape[0] * objects.shape[1]
@@ -226,3 +218,10 @@ def _without_specks(labels: Tensor, masks: Tensor, valid: Tensor, min_pixels: in
 
 def _text(window: Window) -> str:
     return ", ".join(f"{side.start}:{side.stop}" for side in window)
+
+
+def _digest(objects: MaskSet) -> str:
+    digest = hashlib.sha256()
+    for array in (objects.runs, objects.offsets, objects.labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

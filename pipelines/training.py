@@ -177,7 +177,7 @@ class _Run:
             return True
         if stop:
             self.save()
-            raise Interrupted(f"stopped after step {self.position.step}; {self.file} is complete, resume goes on")
+            raise Interrupted(f"stopped after step {self.position.step}; resume goes on from {self.file}")
         return False
 
     def step(self, stream: Iterator[Any]) -> None:

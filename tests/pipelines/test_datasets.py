@@ -1,7 +1,8 @@
-"""Crops of small real GeoTIFFs; the labels are MaskSets behind the reading side of Annotations."""
+"""Crops of small GeoTIFFs, and of a real scene with real labels."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,25 +10,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.base import Annotation, DomainAdapter
+from adapters.base import DomainAdapter
 from adapters.channels import Channel, ChannelSet
 from adapters.classes import Class, ClassSet
 from adapters.errors import InputError
+from adapters.remote_sensing import rgb_aerial
 from maskformer.masks import MaskSet
+from pipelines.annotations import LabelOptions, read_annotations
+from pipelines.annotations.base import Annotations, Region
 from pipelines.datasets import CropDataset, Part, Sampling
+from pipelines.sources import open_source
 
 EVERYTHING = Sampling(min_visible=0, min_pixels=1)  # no object is too small
 ALL = ("flip", "rotate", "scale", "colour", "noise")
 
 
-class Labels:
-    """As much of pipelines.annotations.Annotations as crops need."""
-
-    def __init__(self, objects: MaskSet, ignore: np.ndarray | None = None) -> None:
-        self.objects, self.ignore = objects, ignore
-
-    def read(self, window: tuple[slice, ...]) -> Annotation:
-        return Annotation(self.objects.crop(window), None if self.ignore is None else self.ignore[window])
+def labelled(objects: MaskSet, ignore: np.ndarray | None = None) -> Annotations:
+    return Annotations(objects, None if ignore is None else Region.of(ignore))
 
 
 def adapter(bands: int = 1, kinds: Sequence[str] = ("thing", "thing")) -> DomainAdapter:
@@ -66,7 +65,7 @@ def test_crops_show_the_scene_with_its_labels(numbered: Path) -> None:
     """Whatever is flipped and turned, each label pixel stays on its own image pixel. Overlaps survive."""
     masks = np.stack([box((96, 128), slice(10, 50), slice(20, 70)), box((96, 128), slice(30, 90), slice(50, 110))])
     ignore = box((96, 128), slice(60, 70), slice(0, 128))
-    part = Part(numbered, Labels(objects(masks, [0, 1]), ignore))
+    part = Part(numbered, labelled(objects(masks, [0, 1]), ignore))
     dataset = CropDataset([part], adapter(), 32, ("flip", "rotate"), sampling=EVERYTHING)
     overlapping = 0
     for index in range(60):
@@ -85,7 +84,7 @@ def test_no_pixel_from_outside_the_part(
     shared_scene: Path, seed: int, top: int, high: int, left: int, wide: int
 ) -> None:
     window = (slice(top, min(top + high, 96)), slice(left, min(left + wide, 128)))
-    labels = Labels(objects(np.ones((1, 96, 128), bool)))  # one object that spans far beyond the part
+    labels = labelled(objects(np.ones((1, 96, 128), bool)))  # one object that spans far beyond the part
     dataset = CropDataset([Part(shared_scene, labels, window)], adapter(), 32, ("flip",), seed, EVERYTHING)
     image, target = dataset[seed]
     rows, columns = places(image, target.valid)
@@ -107,7 +106,7 @@ def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sample_depends_on_seed_and_index_alone(numbered: Path) -> None:
-    labels = Labels(objects(box((96, 128), slice(10, 50), slice(20, 70))[None]))
+    labels = labelled(objects(box((96, 128), slice(10, 50), slice(20, 70))[None]))
 
     def make(seed: int) -> CropDataset:
         return CropDataset([Part(numbered, labels)], adapter(), 32, ALL, seed)
@@ -128,7 +127,7 @@ def test_missing_pixels_are_never_seen_or_scored(make_geotiff: Callable[..., Pat
     values = np.full((2, 96, 96), 5.0, np.float32)
     values[:, 40:, :] = -9999.0
     path = make_geotiff(values, nodata=-9999.0)
-    labels = Labels(objects(np.ones((1, 96, 96), bool)))
+    labels = labelled(objects(np.ones((1, 96, 96), bool)))
     dataset = CropDataset([Part(path, labels)], adapter(2), 32, ("flip", "rotate", "scale"))
     shares = []
     for index in range(40):
@@ -143,7 +142,7 @@ def test_missing_pixels_are_never_seen_or_scored(make_geotiff: Callable[..., Pat
 def test_ignored_pixels_stay_in_the_picture(numbered: Path) -> None:
     """Nothing is known about their label; the picture is what the model will see there later, too."""
     ignore = box((96, 128), slice(0, 96), slice(64, 128))
-    image, target = CropDataset([Part(numbered, Labels(blank(96, 128), ignore))], adapter(), 128)[0]
+    image, target = CropDataset([Part(numbered, labelled(blank(96, 128), ignore))], adapter(), 128)[0]
     assert target.valid.sum() == 96 * 64
     assert (image[0, :96, :128] > 0).all()
     assert (image[0, 96:] == 0).all() and not target.valid[96:].any()
@@ -151,7 +150,7 @@ def test_ignored_pixels_stay_in_the_picture(numbered: Path) -> None:
 
 def test_scaled_crops_show_more_or_less(make_geotiff: Callable[..., Path]) -> None:
     columns = make_geotiff(np.tile(np.arange(128, dtype=np.float32), (96, 1)))
-    dataset = CropDataset([Part(columns, Labels(blank(96, 128)))], adapter(), 48, ("scale",))
+    dataset = CropDataset([Part(columns, labelled(blank(96, 128)))], adapter(), 48, ("scale",))
     spans = []
     for index in range(40):
         image, target = dataset[index]
@@ -163,7 +162,7 @@ def test_scaled_crops_show_more_or_less(make_geotiff: Callable[..., Path]) -> No
 def test_objects_draw_crops(make_geotiff: Callable[..., Path]) -> None:
     """One object of 8 × 8 in a megapixel: no crop finds it by chance."""
     path = make_geotiff(np.ones((1024, 1024), np.uint8))
-    labels = Labels(objects(box((1024, 1024), slice(700, 708), slice(300, 308))[None]))
+    labels = labelled(objects(box((1024, 1024), slice(700, 708), slice(300, 308))[None]))
     part = Part(path, labels)
 
     def hits(share: float) -> int:
@@ -176,7 +175,7 @@ def test_objects_draw_crops(make_geotiff: Callable[..., Path]) -> None:
 
 def test_objects_of_other_parts_draw_nothing(make_geotiff: Callable[..., Path]) -> None:
     path = make_geotiff(np.ones((256, 256), np.uint8))
-    labels = Labels(objects(box((256, 256), slice(200, 208), slice(200, 208))[None]))
+    labels = labelled(objects(box((256, 256), slice(200, 208), slice(200, 208))[None]))
     dataset = CropDataset([Part(path, labels, (slice(0, 128), slice(0, 256)))], adapter(), 32)
     assert all(len(dataset[index][1].labels) == 0 for index in range(20))
 
@@ -189,7 +188,7 @@ def test_rare_classes_come_as_often_when_balanced(make_geotiff: Callable[..., Pa
         for column in range(8, 500, 24)
     ]
     masks.append(box((512, 512), slice(480, 486), slice(480, 486)))
-    part = Part(path, Labels(objects(np.stack(masks), [0] * (len(masks) - 1) + [1])))
+    part = Part(path, labelled(objects(np.stack(masks), [0] * (len(masks) - 1) + [1])))
 
     def rare(balanced: bool) -> int:
         sampling = Sampling(objects=1.0, balanced=balanced)
@@ -203,7 +202,7 @@ def test_rare_classes_come_as_often_when_balanced(make_geotiff: Callable[..., Pa
 def test_a_thing_mostly_out_of_view_is_ignored_not_background(numbered: Path, kind: str, kept: bool) -> None:
     """Of 40 × 40 px, 3 × 40 stick into the part: 7.5 %, under the tenth that makes a target."""
     mask = box((96, 128), slice(29, 69), slice(30, 70))
-    part = Part(numbered, Labels(objects(mask[None])), (slice(0, 32), slice(0, 128)))
+    part = Part(numbered, labelled(objects(mask[None])), (slice(0, 32), slice(0, 128)))
     _, target = CropDataset([part], adapter(kinds=(kind,)), 128)[0]
     assert len(target.labels) == int(kept)
     assert target.valid.sum() == 32 * 128 - (0 if kept else 120)
@@ -212,13 +211,13 @@ def test_a_thing_mostly_out_of_view_is_ignored_not_background(numbered: Path, ki
 
 def test_a_giant_that_fills_the_crop_is_a_target(numbered: Path) -> None:
     """All but a few of its pixels are out of view, but the crop could not show more."""
-    _, target = CropDataset([Part(numbered, Labels(objects(np.ones((1, 96, 128), bool))))], adapter(), 32)[0]
+    _, target = CropDataset([Part(numbered, labelled(objects(np.ones((1, 96, 128), bool))))], adapter(), 32)[0]
     assert len(target.labels) == 1 and target.masks.all() and target.valid.all()
 
 
 def test_specks_are_ignored(numbered: Path) -> None:
     masks = np.stack([box((96, 128), slice(5, 6), slice(5, 8)), box((96, 128), slice(20, 22), slice(20, 22))])
-    part = Part(numbered, Labels(objects(masks, [0, 1])))
+    part = Part(numbered, labelled(objects(masks, [0, 1])))
     _, target = CropDataset([part], adapter(), 128)[0]
     assert target.labels.tolist() == [1]
     assert not target.valid[5, 5:8].any() and target.valid[:96, :128].sum() == 96 * 128 - 3
@@ -226,7 +225,7 @@ def test_specks_are_ignored(numbered: Path) -> None:
 
 def test_large_parts_come_more_often(make_geotiff: Callable[..., Path]) -> None:
     parts = [
-        Part(make_geotiff(np.full((size, size), value, np.uint8), f"{value}.tif"), Labels(blank(size, size)))
+        Part(make_geotiff(np.full((size, size), value, np.uint8), f"{value}.tif"), labelled(blank(size, size)))
         for size, value in ((64, 1), (128, 2))
     ]
     dataset = CropDataset(parts, adapter(), 32)
@@ -235,7 +234,7 @@ def test_large_parts_come_more_often(make_geotiff: Callable[..., Path]) -> None:
 
 
 def test_what_cannot_be_is_refused(numbered: Path, tmp_path: Path) -> None:
-    labels = Labels(blank(96, 128))
+    labels = labelled(blank(96, 128))
     with pytest.raises(InputError, match="no part"):
         CropDataset([], adapter(), 32)
     for window in ((slice(0, 97), slice(0, 128)), (slice(5, 5), slice(0, 128)), (slice(-3, 9), slice(0, 9))):
@@ -246,9 +245,9 @@ def test_what_cannot_be_is_refused(numbered: Path, tmp_path: Path) -> None:
 
 
 def test_fingerprint_follows_pixels_labels_and_settings(make_geotiff: Callable[..., Path]) -> None:
-    def fingerprint(value: int = 1, mask: slice = slice(0, 9), **changes: object) -> str:
+    def fingerprint(value: int = 1, mask: slice = slice(0, 9), ignore: Any = None, **changes: Any) -> str:
         path = make_geotiff(np.full((64, 64), value, np.uint8))
-        labels = Labels(objects(box((64, 64), mask, slice(0, 9))[None]))
+        labels = labelled(objects(box((64, 64), mask, slice(0, 9))[None]), ignore)
         window = changes.pop("window", None)
         settings = {"crop": 32, "augment": ("flip",), "seed": 0, "sampling": Sampling(), **changes}
         return CropDataset([Part(path, labels, window)], adapter(), **settings).fingerprint()
@@ -258,6 +257,7 @@ def test_fingerprint_follows_pixels_labels_and_settings(make_geotiff: Callable[.
         fingerprint(value=2),
         fingerprint(mask=slice(0, 10)),
         fingerprint(window=(slice(0, 60), slice(0, 64))),
+        fingerprint(ignore=box((64, 64), slice(30, 40), slice(0, 64))),
         fingerprint(crop=64),
         fingerprint(augment=()),
         fingerprint(seed=1),
@@ -265,3 +265,24 @@ def test_fingerprint_follows_pixels_labels_and_settings(make_geotiff: Callable[.
     ]
     assert len(set(variants)) == len(variants)
     assert fingerprint() == variants[0]
+
+
+def test_real_crowns(shared_data: Path) -> None:
+    """A scene without a CRS, half of it a part, with boxes of which 88 pairs overlap."""
+    folder = shared_data / "satellite" / "crowns"
+    path = folder / "2019_YELL_2_541000_4977000_image_crop.tiff"
+    crowns = rgb_aerial(ClassSet((Class("crown", values=("Tree",)),)))
+    with open_source(path, crowns.channels) as source:
+        annotations = read_annotations(path.with_suffix(".xml"), source, crowns, LabelOptions())
+        height, width = source.shape
+    part = Part(path, annotations, (slice(0, height // 2), slice(0, width)))
+    dataset = CropDataset([part], crowns, 256, ALL)
+    found = overlapping = 0
+    for index in range(12):
+        image, target = dataset[index]
+        assert image.shape == (3, 256, 256) and image.isfinite().all()
+        assert image[:, target.valid].std() > 0.2  # a picture, not padding
+        assert target.masks.flatten(1).any(1).all()
+        found += len(target.labels)
+        overlapping += int((target.masks.sum(0) > 1).any())
+    assert found > 60 and overlapping >= 3

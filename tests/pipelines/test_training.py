@@ -22,6 +22,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adapters.errors import InputError
+from maskformer.config import ModelConfig
+from maskformer.losses import build_criterion
+from maskformer.model import build_model
 from maskformer.targets import Target
 from pipelines import checkpoints
 from pipelines.config import TrainOptions
@@ -177,6 +180,51 @@ def test_killed_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     resumed, _ = train(tmp_path / "parts", tiny(seed=3), steps=30, resume=True)
     assert_same_weights(straight, resumed)
     assert workers and not psutil.wait_procs(workers, timeout=15)[1]
+
+
+class Pair:
+    """Blobs of two channels and 64 px, as the real models want them."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+        image = torch.from_numpy(np.random.default_rng([3, index]).normal(size=(2, 64, 64)).astype(np.float32))
+        masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+        masks[0, 8:40, 8:40] = masks[1, 24:60, 24:60] = True  # they overlap
+        image[0] += 3 * masks[0]
+        image[1] += 3 * masks[1]
+        return image, Target(torch.tensor([0, 1]), masks, torch.ones(64, 64, dtype=torch.bool))
+
+    def fingerprint(self) -> str:
+        return "pair"
+
+
+def real_model(architecture: str, seed: int) -> tuple[nn.Module, nn.Module]:
+    small = {"in_channels": 2, "num_classes": 2}
+    if architecture == "maskformer":
+        small |= {"num_queries": 8, "pixel_dim": 32, "mask_dim": 16, "hidden_dim": 32, "num_heads": 2}
+        small |= {"decoder_layers": 2, "feedforward_dim": 32}
+        config = ModelConfig.from_preset("mfenet-efficientnet-lite0", **small)
+    else:
+        config = ModelConfig.from_preset("unet-efficientnet-lite0", **small)
+    torch.manual_seed(seed)
+    return build_model(config), build_criterion(config)
+
+
+@pytest.mark.parametrize("architecture", ["maskformer", "unet"])
+def test_real_models_learn_and_resume(tmp_path: Path, architecture: str) -> None:
+    """The mask model and the per-pixel baseline, through the same code, to the same bits."""
+
+    def run(folder: str, seed: int, **keywords: object) -> tuple[nn.Module, list[dict[str, float]]]:
+        model, criterion = real_model(architecture, seed)
+        settings = {"steps": 6, "learning_rate": 1e-3, "dataset": Pair(), "criterion": criterion, **keywords}
+        return model, train(tmp_path / folder, model, **settings)[1].history
+
+    straight, rows = run("straight", 0)
+    assert rows[-1]["total"] < rows[0]["total"]
+    with pytest.raises(Interrupted):
+        run("parts", 0, on_progress=stop_at(3))
+    resumed, again = run("parts", 1, resume=True)
+    assert_same_weights(straight, resumed)
+    assert without_time(again) == without_time(rows)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
