@@ -255,6 +255,26 @@ def test_exactly_half_is_f1_but_not_panoptic() -> None:
     assert panoptic_quality(half, truth, 1)["pq"] == 0.0
 
 
+def lines(*spans: tuple[int, int], scores: list[float] | None = None) -> MaskSet:
+    """Objects on one line of 20 pixels."""
+    runs = [[0, start, stop] for start, stop in spans]
+    return MaskSet((1, 20), runs, np.arange(len(spans) + 1), np.zeros(len(spans), np.int64), scores)
+
+
+def test_two_fair_matches_are_more_than_one_perfect_match() -> None:
+    prediction, truth = lines((0, 10), (6, 10)), lines((0, 10), (0, 4))  # IoU 1, 0.4, 0.4 and 0
+    assert f1_counts(prediction, truth, 1, 0.3).tp[0] == 2
+    assert f1_counts(prediction, truth, 1, 0.5).tp[0] == 1
+
+
+def test_of_equal_truths_the_last_is_taken_as_in_coco(capsys: pytest.CaptureFixture) -> None:
+    truth = lines((0, 10), (2, 12))
+    for later in ((2, 12), (0, 10)):  # only one of the two leaves this one its own truth
+        prediction = lines((1, 11), later, scores=[0.9, 0.8])
+        reference = coco_reference([(prediction, truth)], "mask")[:, :, 0].mean()
+        assert average_precision([(prediction, truth)], 1)["ap"] == pytest.approx(reference, abs=1e-9)
+
+
 def test_scenes_add_up() -> None:
     rng = np.random.default_rng(3)
     scenes = [jittered(rng, (60, 80), 30) for _ in range(2)]

@@ -94,10 +94,19 @@ def test_outlines_are_the_mask(masks: np.ndarray, clockwise: bool) -> None:
 )
 def test_shapes_by_hand(picture: list[str], parts: int, holes: list[int]) -> None:
     mask = np.array([[c == "#" for c in row] for row in picture])
-    shape = outlines(set_of(mask[None]))[0]
-    assert shape.is_valid and shape.area == mask.sum()
-    assert len(shape.geoms) == parts
-    assert [len(part.interiors) for part in shape.geoms] == holes
+    for turned in (mask, mask[::-1], mask[:, ::-1], mask.T):  # corners that touch like "/" and like "\\"
+        shape = outlines(set_of(turned[None]))[0]
+        assert shape.is_valid and shape.area == mask.sum()
+        assert len(shape.geoms) == parts
+        assert sorted(len(part.interiors) for part in shape.geoms) == sorted(holes)
+
+
+def test_noise_is_valid() -> None:
+    """Half-filled noise: every way in which pixels can touch, hundreds of times."""
+    noise = np.random.default_rng(0).random((60, 20, 20)) < np.linspace(0.3, 0.8, 60)[:, None, None]
+    shapes = outlines(set_of(noise))
+    assert shapely.is_valid(shapes).all()
+    assert np.array_equal(shapely.area(shapes), noise.sum(axis=(1, 2)))
 
 
 @pytest.mark.parametrize("transform", [Affine.identity(), NORTH_UP, ROTATED, Affine(1e-5, 0, 10, 0, -1e-5, 60)])
