@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from adapters.errors import InputError
 from adapters.reading import one_of
@@ -22,6 +22,8 @@ class LabelOptions:
     instances: every value of a label raster is one object; its class is `default_class`, else the only class.
     connectivity: neighbours (4 or 8) that make one region of a class raster one object.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # a typo in a run config is an error
 
     class_column: str | None = None
     default_class: str | None = None

@@ -74,10 +74,15 @@ CROSSING = [
 ]  # no edge runs through a pixel's centre, where the last bit of a coordinate would decide
 
 
+anywhere = st.tuples(st.floats(-20, 140), st.floats(-20, 100))
+# corners and level edges that lie exactly on pixel centres: where the tie rule decides
+on_centres = st.tuples(st.integers(-8, 250), st.integers(-8, 170)).map(lambda p: (p[0] / 2, p[1] / 2))
+
+
 class TestRasterise:
     @given(
         corners=st.lists(
-            st.lists(st.tuples(st.floats(-20, 140), st.floats(-20, 100)), min_size=3, max_size=6),
+            st.lists(anywhere, min_size=3, max_size=6) | st.lists(on_centres, min_size=3, max_size=8),
             min_size=1,
             max_size=6,
         )
@@ -97,6 +102,12 @@ class TestRasterise:
                 found = next(dense)
                 assert found.any() and (not touched.any() or np.array_equal(found, touched))
         assert result.objects.labels.tolist() == np.flatnonzero(result.kept).tolist()
+
+    def test_holes_and_nothing(self):
+        result = rasterise([shapely.Polygon(), *CROSSING], np.arange(4), SHAPE)
+        assert np.array_equal(result.objects.to_dense(), np.stack([burnt(g) for g in CROSSING]))
+        assert result.objects.labels.tolist() == [1, 2, 3]
+        assert len(rasterise([], np.zeros(0, int), SHAPE).objects) == 0
 
     def test_tiny_objects_keep_a_pixel(self):
         specks = [shapely.box(5.1, 7.1, 5.3, 7.3), shapely.box(60.6, 50.6, 60.9, 50.9), shapely.box(0, 0, 3, 3)]
