@@ -1,4 +1,31 @@
-"""Stitching."""
+"""Exact stitching of mask sets: many tiles in, one set of objects for the whole scene out.
+
+The law, in the order in which it is applied:
+
+1. Evidence that two fragments are one object is their IoU inside the strip both tiles saw, and nothing else
+   (`pipelines.evidence`; links from 0.3 by default). Whole masks and boxes mislead: for a river their IoU
+   goes to zero, for a house in a park containment says yes.
+2. Only fragments of one class are linked, one to one in a strip, by the assignment of the largest sum of IoU.
+   For exact fragments that assignment finds every object: all its links are 1, and nothing beats a sum of
+   ones. Equal sums fall to the canonical order of the fragments, never to the order of arrival.
+3. Links are taken in order of certainty (`pipelines.linking`), the margin over the best rival. Where several
+   objects cover a strip alike, evidence is equal; such ties come last: first what other links force, then
+   equal scores, then nesting (k-th smallest with k-th smallest), then the nearest score. A link that would
+   put two fragments of one tile into one object is refused.
+4. Union-find over the links. An object that is nothing but fragments which their own tiles cut, and which other
+   tiles would have seen whole, is dropped. A pixel is decided by the tile whose centre is nearest among those in
+   which the object has a fragment (for exact fragments this is the plain union). Score: mean weighted by area,
+   summed in tile order.
+5. An object is given back as soon as all strips it touches are complete. Row-major order therefore keeps little
+   more than a row of tiles; any other order gives the same objects, ids and scores, with more memory.
+
+True limits. No mask can say which is which when two partially overlapping objects of one class coincide in a
+whole strip, and no other strip tells them apart: both may look nested in either tile. Their number survives, and
+every such guess is counted in `ambiguous_links`, as is every refused link. An object of two parts that no tile
+sees together comes back as two objects. All fragments of an open object are kept in memory until it closes.
+
+numpy and scipy only; pictures and volumes alike (overlapping slabs: give the grid three axes).
+"""
 
 from __future__ import annotations
 
