@@ -167,7 +167,7 @@ def crop(runs: NDArray, first: Ints, last: Ints, low: Ints, high: Ints) -> tuple
         first[n], last[n] = first[n] + np.searchsorted(rows, [low[0], high[0]])
     owner = np.repeat(np.arange(len(first)), last - first)
     found = runs[expand(first, last - first)]
-    inside = (found[:, -2] < high[-1]) & (found[:, -1] > low[-1])
+    inside = (found[:, -2] < high[-1]) & (found[:, -1] > low[-1]) & (low[-1] < high[-1])
     for axis in range(len(low) - 1):
         inside &= (found[:, axis] >= low[axis]) & (found[:, axis] < high[axis])
     found = found[inside]
