@@ -16,7 +16,8 @@ from typing import Any
 from uuid import UUID
 
 from adapters.errors import InputError
-from pipelines.config import DataItem, LabelSettings, RunConfig, load_config
+from pipelines.annotations.options import LabelOptions
+from pipelines.config import DataItem, RunConfig, load_config
 
 OUTPUT = Path("demo-output")
 DEMOS = Path(__file__).parent / "demos"
@@ -79,7 +80,7 @@ def _segment(item: DataItem, model: str, name: str) -> SceneRun:
         model=model,
         out=str(OUTPUT),
         labels=str(resolve(item.labels)) if item.labels else None,
-        label_options=item.label_options if item.labels else LabelSettings(),
+        label_options=item.label_options if item.labels else LabelOptions(),
         overwrite=True,
         keep_shards=True,
         return_state=True,

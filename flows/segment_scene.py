@@ -16,14 +16,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipelines.config import LabelSettings, PredictOptions
+from pipelines.annotations.options import LabelOptions
+from pipelines.config import PredictOptions
 from pipelines.manifest import Stopwatch
 from pipelines.scene import ScenePlan
 
 
 @task(name="plan-scene", cache_policy=NO_CACHE)
 def plan(
-    source: str, model: str, options: PredictOptions, labels: str | None, label_options: LabelSettings
+    source: str, model: str, options: PredictOptions, labels: str | None, label_options: LabelOptions
 ) -> ScenePlan:
     from pipelines.scene import plan_scene
 
@@ -64,7 +65,7 @@ def segment_scene(
     out: str,
     options: PredictOptions = PredictOptions(),  # noqa: B008  (frozen)
     labels: str | None = None,
-    label_options: LabelSettings = LabelSettings(),  # noqa: B008
+    label_options: LabelOptions = LabelOptions(),  # noqa: B008
     overwrite: bool = False,
     keep_shards: bool = False,
 ) -> str:

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from maskformer import identity, label_maps, run_lengths
+from maskformer import dense_overlaps, identity, label_maps, run_lengths
 from maskformer import runs as rle
 
 
@@ -334,11 +334,19 @@ class MaskSet:
         )
 
     def overlaps(self, other: MaskSet) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """All pairs that share a pixel: `(i, j, pixels)`, sorted; costs the runs that meet, not N x M."""
+        """All pairs that share a pixel: `(i, j, pixels)`, sorted; costs the runs that meet, not N x M.
+
+        Where masks are so large and ragged that the pixels are fewer than the runs that meet, they are multiplied.
+        """
         if self._shape != other._shape:
             raise ValueError(f"expected two sets on one canvas, got {self._shape} and {other._shape}")
         a_owner, a_start, a_stop = self._by_position()
         b_owner, b_start, b_stop = other._by_position()
+        pairs = rle.count_overlapping_pairs(a_start, a_stop, b_start, b_stop)
+        if dense_overlaps.is_cheaper(self, other, pairs):
+            table = dense_overlaps.intersections(self, other)
+            i, j = np.nonzero(table)
+            return i, j, table[i, j]
         i, j = rle.overlapping_pairs(a_start, a_stop, b_start, b_stop)
         shared = np.minimum(a_stop[i], b_stop[j]) - np.maximum(a_start[i], b_start[j])
         return rle.sum_pairs(a_owner[i], b_owner[j], shared, len(other))

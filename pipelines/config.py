@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adapters.errors import InputError
+from pipelines.annotations.options import LabelOptions
 
 SAMPLE = "sample:"  # `sample:NAME/MEMBER` names a file of a published sample package (pipelines.samples)
 
@@ -23,23 +25,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LabelSettings(Strict):
-    """How a label file is read; see `pipelines.annotations.LabelOptions`."""
-
-    class_column: str | None = Field(None, description="column or key that holds the class")
-    default_class: str | None = Field(None, description="class of every object where no column tells it")
-    buffer_m: float | None = Field(None, gt=0, description="half width of a line, metres")
-    boxes: Literal["ellipse", "box"] = Field("ellipse", description="how a box label is filled")
-    outside: Literal["ignore", "background"] = Field("background", description="pixels beyond the labelled extent")
-    layer: str | None = Field(None, description="layer of a file that has several")
-
-
 class DataItem(Strict):
     """One scene with its labels. `role` fixes its part; `auto` leaves it to `split`."""
 
     source: str
     labels: str | None = None
-    label_options: LabelSettings = LabelSettings()
+    label_options: LabelOptions = LabelOptions()
     role: Literal["auto", "train", "validation", "test"] = "auto"
 
 
@@ -182,7 +173,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = _fields_at(model, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(known)}"
@@ -197,16 +188,21 @@ def _explain_one(item: dict[str, Any], model: type[BaseModel]) -> str:
 def _fields_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     """Field names of the nested model that `loc` leads to."""
     for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            nested = next(_models_in(model.model_fields[part].annotation), None)
+        if isinstance(part, str) and part in _fields_of(model):
+            nested: Any = next(_models_in(_fields_of(model)[part].annotation), None)
             if nested is None:
                 return []
             model = nested
-    return list(model.model_fields)
+    return list(_fields_of(model))
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _fields_of(model: Any) -> dict[str, Any]:
+    """Fields of a pydantic model or of a dataclass that pydantic reads, with what has their type."""
+    return getattr(model, "model_fields", None) or model.__dataclass_fields__
+
+
+def _models_in(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         yield annotation
     for argument in getattr(annotation, "__args__", ()):
         yield from _models_in(argument)

@@ -149,7 +149,7 @@ def score(
         source, truth = data.view(place)
         scene, ids = predict_in_memory(source, predictor, thresholds.get("semantic", DEFAULT_SEMANTIC))
         boxes = data.scenes[place.item].box_labels
-        parts.append(evaluate_scene(scene.objects, ids, truth, data.adapter.classes, boxes))
+        parts.append(evaluate_scene(scene.objects, ids, truth, data.adapter.classes, boxes, data.adapter.covers))
     return combine(parts)
 
 

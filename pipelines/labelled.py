@@ -10,7 +10,7 @@ from typing import Any
 
 from adapters.base import Annotation, DomainAdapter
 from adapters.errors import InputError
-from pipelines.annotations import LabelOptions, read_annotations
+from pipelines.annotations import read_annotations
 from pipelines.config import SAMPLE, DataItem, RunConfig
 from pipelines.samples import fetch
 from pipelines.sources import open_source
@@ -73,8 +73,8 @@ class LabelledData:
             raise InputError(f"{item.source}: has no `labels`; training and evaluation need them")
         path, labels = resolve(item.source), resolve(item.labels)
         source = self._stack.enter_context(open_source(path, self.adapter.channels))
-        options = LabelOptions(**item.label_options.model_dump())
-        return LabelledScene(item, path, labels, source, read_annotations(labels, source, self.adapter, options))
+        annotations = read_annotations(labels, source, self.adapter, item.label_options)
+        return LabelledScene(item, path, labels, source, annotations)
 
 
 def load_adapter(config: RunConfig) -> DomainAdapter:

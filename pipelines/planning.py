@@ -23,11 +23,11 @@ from adapters.remote_sensing import fit_channels
 from maskformer.config import ModelConfig
 from maskformer.masks import MaskSet
 from pipelines import sizing
+from pipelines.annotations.options import LabelOptions
 from pipelines.commented_yaml import dump
 from pipelines.config import (
     BaselineOptions,
     DataItem,
-    LabelSettings,
     ModelOptions,
     PredictOptions,
     RunConfig,
@@ -142,7 +142,7 @@ def write_plan(made: Plan, path: Path, *, overwrite: bool = False) -> None:
 
 
 def _survey(labelled: Sequence[Pair], options: PlanOptions, name: str) -> Survey:
-    from pipelines.annotations import LabelOptions, read_annotations
+    from pipelines.annotations import read_annotations
     from pipelines.sources import open_source
 
     census = take_census([str(p.labels) for p in labelled], options.class_column, options.default_class)
@@ -213,7 +213,7 @@ def _settle(
             DataItem(
                 source=_as_seen_from(pair.scene, folder),
                 labels=_as_seen_from(str(pair.labels), folder),
-                label_options=LabelSettings(**survey.census.settings),
+                label_options=LabelOptions(**survey.census.settings),
             )
             for pair in labelled
         ),

@@ -17,9 +17,10 @@ import psutil
 import rasterio
 
 from adapters.errors import InputError
+from pipelines.annotations.options import LabelOptions
 from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, assemble, limit, regions
 from pipelines.bundle import Bundle
-from pipelines.config import LabelSettings, PredictOptions
+from pipelines.config import PredictOptions
 from pipelines.manifest import Stopwatch, write_manifest
 from pipelines.predictor import Predictor
 from pipelines.scene import ScenePlan, open_bundle, open_scene, plan_scene
@@ -52,7 +53,7 @@ def predict_scene(
     options: PredictOptions | None = None,
     *,
     labels: str | None = None,
-    label_options: LabelSettings | None = None,
+    label_options: LabelOptions | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Path:
@@ -63,7 +64,7 @@ def predict_scene(
     """
     watch = Stopwatch()
     with watch.stage("plan"):
-        plan = plan_scene(source, model, options or PredictOptions(), labels, label_options or LabelSettings())
+        plan = plan_scene(source, model, options or PredictOptions(), labels, label_options or LabelOptions())
     work = work_folder(plan, out)
     with watch.stage("predict"):
         _run_shards(plan, work, on_progress)

@@ -16,9 +16,10 @@ from typing import Any
 from pydantic import ConfigDict
 
 from adapters.base import DomainAdapter
+from pipelines.annotations.options import LabelOptions
 from pipelines.aoi import restrict
 from pipelines.bundle import Bundle, load_bundle
-from pipelines.config import LabelSettings, PredictOptions, Strict
+from pipelines.config import PredictOptions, Strict
 from pipelines.grid import Grid
 from pipelines.predictor import settle
 from pipelines.sources import open_source
@@ -40,7 +41,7 @@ class ScenePlan(Strict):
     reference: str
     options: PredictOptions
     labels: str | None = None
-    label_options: LabelSettings = LabelSettings()
+    label_options: LabelOptions = LabelOptions()
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -76,7 +77,7 @@ def plan_scene(
     model: str | Path,
     options: PredictOptions,
     labels: str | None = None,
-    label_options: LabelSettings = LabelSettings(),  # noqa: B008  (frozen)
+    label_options: LabelOptions = LabelOptions(),  # noqa: B008  (frozen)
 ) -> ScenePlan:
     """Look at the scene and the model, and settle every open option.
 

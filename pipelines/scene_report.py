@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from adapters.channels import ChannelSet
 from maskformer.masks import MaskSet
-from pipelines.annotations import LabelOptions, read_annotations
+from pipelines.annotations import read_annotations
 from pipelines.assembly import Assembled
 from pipelines.bundle import Bundle
 from pipelines.manifest import Stopwatch, peak_rss_bytes, versions
@@ -119,8 +119,7 @@ def _curves(bundle: Bundle) -> dict[str, Any]:
 def _truth(plan: ScenePlan, bundle: Bundle, source: Any) -> MaskSet | None:
     if plan.labels is None:
         return None
-    options = LabelOptions(**plan.label_options.model_dump())
-    return read_annotations(plan.labels, source, bundle.adapter, options).objects
+    return read_annotations(plan.labels, source, bundle.adapter, plan.label_options).objects
 
 
 def _areas(path: Path) -> tuple[np.ndarray, str]:

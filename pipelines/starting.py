@@ -33,7 +33,12 @@ def build(options: ModelOptions, adapter: DomainAdapter) -> tuple[ModelConfig, n
     model = build_model(config)
     if options.weights:
         account = load_backbone_weights(model, backbone_weights(options.weights, config.backbone))
-        log.info("%s: backbone weights from %s: %s", options.preset, options.weights, account)
+        log.info(
+            "%s: backbone weights from %s: %d loaded, %d inflated to the channels, %d missing, %d left over",
+            options.preset,
+            options.weights,
+            *(len(names) for names in (account.loaded, account.inflated, account.missing, account.unexpected)),
+        )
     return config, model
 
 

@@ -71,6 +71,12 @@ def test_a_typo_in_an_item_of_a_list_is_named_where_it_is(tmp_path: Path) -> Non
         load_config(path)
 
 
+def test_a_typo_in_label_options_too(tmp_path: Path) -> None:
+    path = write(tmp_path, "adapter: {}\ndata: [{source: a.tif, labels: b, label_options: {boxs: box}}]\n")
+    with pytest.raises(InputError, match=r"unknown key `data\.0\.label_options\.boxs`; did you mean `boxes`\?$"):
+        load_config(path)
+
+
 def test_every_field_of_the_schema_reaches_the_form() -> None:
     properties = RunConfig.model_json_schema()["properties"]
     assert set(properties) == set(RunConfig.model_fields)
