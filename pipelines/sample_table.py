@@ -161,8 +161,7 @@ _ALL = (
     ),
     Sample(
         name="roads",
-        about="SpaceNet Las Vegas: 1300 x 1300 px, one uint16 band at 30 cm, EPSG:4326, "
-        "9 road lines and their raster",
+        about="SpaceNet Las Vegas: 1300 x 1300 px, one uint16 band at 30 cm, EPSG:4326, 9 road lines and their raster",
         distribution="solaris",
         version="0.4.0",
         wheel=_SOLARIS_WHEEL,

@@ -97,8 +97,7 @@ def fetch_weights(name: str, cache: str | Path | None = None) -> "dict[str, torc
         same_role = source.rpartition(".")[2] == target.rpartition(".")[2]
         if not same_role or tensor.shape != shape_only.shape:
             raise InputError(
-                f"{path}: tensor {source} {tuple(tensor.shape)} does not fit "
-                f"timm's {target} {tuple(shape_only.shape)}"
+                f"{path}: tensor {source} {tuple(tensor.shape)} does not fit timm's {target} {tuple(shape_only.shape)}"
             )
         renamed[target] = tensor
     return renamed

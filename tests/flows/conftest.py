@@ -16,8 +16,8 @@ def prefect_server() -> Iterator[None]:
 
     logging.getLogger("prefect").setLevel(logging.ERROR)
     with (
-        # 30 s, the default, is tight where two cores also train a model.
-        prefect_test_harness(server_startup_timeout=120),
+        # 30 s, the default, is too little where two cores also train: 136 s seen.
+        prefect_test_harness(server_startup_timeout=300),
         temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # 1 s less at the end of every run
     ):
         yield
