@@ -1,6 +1,6 @@
-"""Line charts and histograms as plain SVG: sharp in print, readable without scripts, coloured by the page's style sheet.
+"""Line charts and histograms as plain SVG: sharp in print, readable without scripts, coloured by the style sheet.
 
-Series are told apart by colour (classes `s0`, `s1`, … of the style sheet) and by dashes, so that a grey print still works.
+Series are told apart by colour (classes `s0`, `s1`, … of the style sheet) and by dashes, so a grey print still works.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Chart:
 def curve_charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[Chart], list[str]]:
     """One chart per recorded value, a line per model, against minutes (against steps where no seconds were kept).
 
-    `curves`: model name -> history rows with `step`, `seconds` and any numbers. Returns the charts (total loss first, parts
-    of auxiliary layers, named "loss.3", not at all) and the names of values beyond the first MAX_CHARTS.
+    `curves`: model name -> history rows with `step`, `seconds` and any numbers. Returns the charts (total loss first,
+    parts of auxiliary layers, named "loss.3", not at all) and the names of values beyond the first MAX_CHARTS.
     """
     rows = [row for history in curves.values() for row in history]
     timed = bool(rows) and all(_number(row.get("seconds")) is not None for row in rows)
@@ -50,7 +50,9 @@ def curve_charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[lis
         series = {}
         for name, history in curves.items():
             points = [
-                (x, y) for row in history if (x := _x(row, timed)) is not None and (y := _number(row.get(key))) is not None
+                (x, y)
+                for row in history
+                if (x := _x(row, timed)) is not None and (y := _number(row.get(key))) is not None
             ]
             if len(points) > 1:
                 series[name] = points
@@ -96,9 +98,7 @@ def plain_name(key: str) -> str:
     return re.sub(r"^val[ _/]", "validation ", key).replace("_", " ").replace("/", " ")
 
 
-def _line_chart(
-    title: str, series: Mapping[str, list[tuple[float, float]]], unit: str, names: list[str]
-) -> Chart:
+def _line_chart(title: str, series: Mapping[str, list[tuple[float, float]]], unit: str, names: list[str]) -> Chart:
     drawn = {name: _thin(points) for name, points in series.items()}
     values = [y for points in drawn.values() for _, y in points]
     x_end = max(x for points in drawn.values() for x, _ in points)
@@ -155,7 +155,9 @@ def _svg(label: str, body: str) -> Markup:
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= MAX_POINTS:
         return points
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(points), MAX_POINTS)]
+    return [
+        (float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(points), MAX_POINTS)
+    ]
 
 
 def _x(row: Mapping[str, Any], timed: bool) -> float | None:

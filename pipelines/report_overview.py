@@ -15,7 +15,7 @@ import numpy as np
 import rasterio
 from rasterio.enums import Resampling
 
-# One window of 2048² float32 is 17 MB a band: large enough that tiled files are read once, small enough for any machine.
+# One window of 2048² float32 is 17 MB a band: large enough that tiled files are read once, small for any machine.
 WINDOW = 2048
 # An 8-bit picture is shown as it is unless its 2-98 % range is narrower than this (a third of 0..255): then it is
 # nearly black or nearly flat on a screen and is stretched like any other data.

@@ -18,10 +18,10 @@ from pipelines.report_tables import grouped
 from pipelines.sinks.outlines import outlines
 
 MAX_OBJECTS = 100_000
-# Steps of one pixel lie within 1 px of the slope they follow, so 1 px turns them into straight lines; the larger ones are
-# for pages that would grow too heavy.
+# Steps of one pixel lie within 1 px of the slope they follow, so 1 px turns them into straight lines; the larger ones
+# are for pages that would grow too heavy.
 TOLERANCES = (1.0, 2.0, 4.0)
-# An object is never simplified by more than this share of its size (the root of its area): small ones keep their pixels.
+# An object is not simplified by more than this share of its size (the root of its area): small ones keep their pixels.
 SHARE = 0.04
 # Base64 text of an object's id, class, score and area: 22 bytes and a third.
 ATTRIBUTES = 30
@@ -43,8 +43,8 @@ class PackedShapes:
             return ""
         return (
             f"Drawn are the {grouped(self.kept)} largest of {grouped(self.total)} {word}; the "
-            f"{grouped(self.total - self.kept)} others (at most {grouped(self.smallest_kept)} pixels each) are left out of "
-            f"this page to keep it usable. They are counted in all numbers and are in the objects files."
+            f"{grouped(self.total - self.kept)} others (at most {grouped(self.smallest_kept)} pixels each) are left "
+            f"out of this page to keep it usable. They are counted in all numbers and are in the objects files."
         )
 
 

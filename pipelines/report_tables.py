@@ -1,4 +1,4 @@
-"""What the report says in tables and sentences: scores side by side, bands against the training data, facts of the run."""
+"""What the report says in tables and sentences: scores side by side, bands against training data, facts of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pipelines.report_overview import BandStatistics
 class ScoreRow:
     """One line of the comparison: a model or a trivial baseline, scored by the same code on the same part of the scene.
 
-    metrics: metric key -> value; per_class: class name -> metric key -> value; facts: `steps`, `minutes`, `learning_rate`, ….
+    metrics: metric key -> value; per_class: class name -> metric key -> value; facts: `steps`, `minutes`,
+    `learning_rate`, ….
     """
 
     name: str
@@ -62,6 +63,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "f1_75": ("object F1, strict", "the same where only an IoU of at least 0.75 counts as found."),
     "box_f1": ("box F1", "balance of missed and invented objects, compared by their bounding boxes."),
     "box_f1_50": ("box F1", "balance of missed and invented objects, compared by their bounding boxes (IoU ≥ 0.5)."),
+    "box_ap": ("box AP", "average precision by bounding boxes, over overlap demands from 0.5 to 0.95."),
+    "box_ap50": ("box AP50", "average precision by bounding boxes where an overlap (IoU) of 0.5 counts as found."),
     "dice": ("Dice", "twice the common area over the sum of both areas. 1 is perfect."),
     "nsd": ("NSD", "share of the outline that lies within tolerance of the true outline."),
     "hd95": ("HD95", "distance that 95 % of the outline stays within. Smaller is better."),
@@ -70,7 +73,7 @@ METRICS: dict[str, tuple[str, str]] = {
 }
 SMALLER_IS_BETTER = {"hd95", "mae", "rmse", "loss"}
 LEADING_FACTS = ("steps", "minutes", "learning_rate")
-VERDICT_METRICS = ("iou", "miou", "f1_50", "box_f1", "box_f1_50", "pq")
+VERDICT_METRICS = ("foreground_iou", "iou", "miou", "f1_50", "box_f1", "box_f1_50", "pq")
 
 
 def metric_name(key: str) -> str:
@@ -96,9 +99,7 @@ def class_tables(scores: Sequence[ScoreRow]) -> list[Table]:
     keys = _union(values for row in models for values in row.per_class.values())
     tables = []
     for key in keys:
-        rows = [
-            (name, _marked([row.per_class.get(name, {}).get(key) for row in models], key)) for name in classes
-        ]
+        rows = [(name, _marked([row.per_class.get(name, {}).get(key) for row in models], key)) for name in classes]
         head = ["Class", *(row.name for row in models)]
         tables.append(Table(f"{metric_name(key)} by class, the best value of each row in bold", head, rows))
     return tables
@@ -151,11 +152,13 @@ def statistics_table(bands: Sequence[BandStatistics]) -> Table:
             remark = band_remark(band)
             cells.append(Cell(remark or "similar", flag=bool(remark)))
         rows.append((band.name, cells))
-    return Table("Pixel values of this scene, per band (std: standard deviation, the usual distance from the mean)", head, rows)
+    return Table(
+        "Pixel values of this scene, per band (std: standard deviation, the usual distance from the mean)", head, rows
+    )
 
 
 def band_remark(band: BandStatistics) -> str:
-    """Where a band is far from what the model learned on: over 1 training std off, or under half or over twice as spread."""
+    """Where a band is far from what the model learned on: over 1 training std off, or half or twice as spread."""
     if band.trained_mean is None or not band.trained_std or not math.isfinite(band.mean):
         return "" if math.isfinite(band.mean) else "no valid pixel"
     remarks = []
@@ -203,7 +206,8 @@ def fact_text(key: str, value: Any) -> str:
             return f"{value:.2f} s" if value < 120 else f"{value / 60:.1f} min"
         if key == "learning_rate":
             return f"{value:g}"
-        return grouped(value) if float(value).is_integer() else number_text(float(value), 4)
+        number = float(value)
+        return grouped(number) if number.is_integer() else number_text(number, 4)
     return str(value)
 
 
@@ -245,5 +249,8 @@ def _union(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
-def _value(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+def _value(value: Any) -> float | None:
+    """The number, or None where there is none: missing, not finite, or not a number at all."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return None
+    return float(value) if math.isfinite(value) else None

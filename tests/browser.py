@@ -79,9 +79,13 @@ def opened(running: Any, path: Path, width: int = 1280, height: int = 900, **opt
         result.page.route("**/*", screen)
         result.page.on(
             "request",
-            lambda request: None if request.url == own or request.url.startswith("data:") else result.requests.append(request.url),
+            lambda request: (
+                None if request.url == own or request.url.startswith("data:") else result.requests.append(request.url)
+            ),
         )
-        result.page.on("console", lambda message: result.complaints.append(message.text) if message.type == "error" else None)
+        result.page.on(
+            "console", lambda message: result.complaints.append(message.text) if message.type == "error" else None
+        )
         result.page.on("pageerror", lambda error: result.complaints.append(str(error)))
         result.page.goto(own)
         yield result
