@@ -4,7 +4,7 @@
                  provenance, weights {file, sha256, bytes, tensors}
 
 No pickle is written or read. Equal input gives equal bytes. A local folder needs no server and no MLflow;
-`models:/name@alias` and `models:/name/3` go through `pipelines.tracking`.
+`models:/name@alias` and `models:/name/3` go through `pipelines.registry`.
 """
 
 import hashlib
@@ -141,10 +141,10 @@ def load_bundle(reference: str | Path, *, check_shapes: bool = True) -> Bundle:
     spares the import of torch) every tensor's shape against the config. InputError names folder and fault.
     """
     if str(reference).startswith(REGISTRY):
-        from pipelines import tracking
+        from pipelines.registry import download_version, resolve
 
-        registered = tracking.resolve(str(reference))
-        return _read(tracking.download_version(registered), registered.name, registered.version, check_shapes)
+        registered = resolve(str(reference))
+        return _read(download_version(registered), registered.name, registered.version, check_shapes)
     folder = Path(reference)
     if not (folder / DESCRIPTION).is_file() and (folder / "bundle" / DESCRIPTION).is_file():
         folder = folder / "bundle"
