@@ -99,10 +99,10 @@ def undecidable(truth):
     return bool((same & (shared > 0) & (shared < smaller)).any())
 
 
-@settings(max_examples=60, deadline=None)
-@given(rectangles, circles, st.integers(8, 30), st.data())
+@settings(max_examples=50, deadline=None)
+@given(rectangles, circles, st.integers(12, 30), st.data())
 def test_any_scene_of_rectangles_and_discs(boxes, discs, tile, data):
-    overlap = data.draw(st.integers(2, tile - 1))
+    overlap = data.draw(st.integers(2, tile // 2 + 1))
     rows = [box(y, x, y + h, x + w) for y, x, h, w, _ in boxes] + [disc(y, x, r) for y, x, r, _ in discs]
     labels = [one[-1] for one in boxes] + [one[-1] for one in discs]
     truth = from_rows(48, rows, labels).canonical()
@@ -115,11 +115,11 @@ def test_any_scene_of_rectangles_and_discs(boxes, discs, tile, data):
         assert result == truth
 
 
-@settings(max_examples=40, deadline=None)
-@given(rectangles, st.integers(8, 30), st.data())
+@settings(max_examples=25, deadline=None)
+@given(rectangles, st.integers(12, 30), st.data())
 def test_distinct_scores_settle_what_masks_cannot(boxes, tile, data):
     assume(boxes)
-    grid = Grid((48, 48), tile, data.draw(st.integers(2, tile - 1)))
+    grid = Grid((48, 48), tile, data.draw(st.integers(2, tile // 2 + 1)))
     scores = (np.arange(len(boxes)) + 1) / 20
     truth = from_rows(48, [box(y, x, y + h, x + w) for y, x, h, w, _ in boxes], [b[-1] for b in boxes], scores)
     result, _ = exact(truth, grid, np.random.default_rng(0))
@@ -144,10 +144,10 @@ def test_twins_that_cover_a_strip_are_reported_and_keep_their_number():
 
 
 def test_what_a_detour_shows_is_used():
-    # both cover the strip of the upper tiles alike; below, a tooth each tells them apart
-    one = np.concatenate([box(0, 10, 60, 150), box(60, 70, 150, 72)])
-    other = np.concatenate([box(0, 50, 60, 190), box(60, 76, 150, 78), box(130, 76, 132, 140)])
-    truth = from_rows(200, [np.concatenate([one, box(140, 70, 142, 130)]), other], [0, 0]).canonical()
+    # both cover the strip of the upper tiles alike; below, a loop each leads round and tells them apart
+    one = [box(0, 10, 60, 150), box(60, 70, 142, 72), box(140, 70, 142, 130), box(60, 128, 142, 130)]
+    other = [box(0, 50, 60, 190), box(60, 76, 132, 78), box(130, 76, 132, 140), box(60, 138, 132, 140)]
+    truth = from_rows(200, [np.concatenate(one), np.concatenate(other)], [0, 0]).canonical()
     grid = Grid((200, 200), 100, 16)
     result, stitcher = exact(truth, grid, np.random.default_rng(0))
     assert result == truth and stitcher.ambiguous_links == 0
@@ -227,7 +227,7 @@ def test_scores_are_weighted_by_area():
     left, right = grid.tiles
     parts = [
         (left, MaskSet.from_dense(np.ones((1, 50, 50), bool), [3], [0.5])),
-        (right, MaskSet.from_dense(np.eye(1, 50, 0, dtype=bool)[None] | (np.arange(50) < 20), [3], [0.8])),
+        (right, MaskSet.from_dense(np.tile(np.arange(50) < 20, (1, 50, 1)), [3], [0.8])),
     ]
     (score,) = stitch(grid, parts).scores
     assert score == np.float32((2500 * 0.5 + 1000 * np.float32(0.8)) / 3500)
@@ -239,7 +239,7 @@ def test_a_link_that_would_fuse_two_fragments_of_a_tile_is_refused():
     views = {
         (0, 0): [box(60, 60, 90, 100)],
         (0, 1): [box(60, 80, 90, 120)],
-        (1, 0): [box(80, 60, 120, 100), box(140, 85, 170, 100)],
+        (1, 0): [box(80, 60, 110, 100), box(115, 70, 170, 100)],
         (1, 1): [box(80, 80, 170, 120)],
     }
     parts = []
@@ -248,7 +248,7 @@ def test_a_link_that_would_fuse_two_fragments_of_a_tile_is_refused():
         parts.append((tile, from_rows(180, rows, [0] * len(rows)).crop(tile.window)))
     stitcher = Stitcher(grid)
     found = MaskSet.concatenate([*[stitcher.add(*part) for part in parts], stitcher.finish()])
-    assert len(found) == 2
+    assert len(found) == 2 and stitcher.ambiguous_links == 1
     results = {stitch(grid, shuffled(np.random.default_rng(n), parts)).ids.tobytes() for n in range(10)}
     assert len(results) == 1
 
