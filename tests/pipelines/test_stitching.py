@@ -285,7 +285,14 @@ def quality(found, truth):
     return values.sum() / ((len(found) + len(truth)) / 2)
 
 
-@pytest.mark.parametrize(("name", "margin"), [("disjoint", 0.03), ("parcels", 0.03), ("linear", 0.08)])
+@pytest.mark.parametrize(
+    ("name", "margin"),
+    [
+        ("disjoint", 0.03),
+        pytest.param("parcels", 0.03, marks=pytest.mark.slow),
+        pytest.param("linear", 0.08, marks=pytest.mark.slow),
+    ],
+)
 def test_noise_costs_little(name, margin):
     truth = FAMILIES[name](np.random.default_rng(7), 400)
     grid, whole = Grid((400, 400), 200, 40), Grid((400, 400), 400, 0)
