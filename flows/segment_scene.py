@@ -7,7 +7,6 @@ there already is found instead of computed.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def segment_scene(
     The same steps, options and bytes as `maskbridge predict`. With `keep_shards` the shards stay in
     `out/.shards`, and a later run of the same plan finds them.
     """
-    from pipelines.prediction import work_folder
+    from pipelines.prediction import discard_shards, work_folder
 
     watch = Stopwatch()
     with watch.stage("plan"):
@@ -86,7 +85,7 @@ def segment_scene(
             future.result()
     folder = finish(planned, str(work), out, watch.seconds, overwrite)
     if not keep_shards:
-        shutil.rmtree(work)
+        discard_shards(work)
     return folder
 
 

@@ -69,8 +69,7 @@ def predict_scene(
     with watch.stage("predict"):
         _run_shards(plan, work, on_progress)
     folder = finish_scene(plan, work, Path(out), watch, overwrite=overwrite)
-    shutil.rmtree(work)
-    _remove_if_empty(work.parent)
+    discard_shards(work)
     return folder
 
 
@@ -82,6 +81,13 @@ def work_folder(plan: ScenePlan, out: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     return folder
+
+
+def discard_shards(work: Path) -> None:
+    """Remove a finished scene's shards, and the folder they share with other scenes when it is empty."""
+    shutil.rmtree(work)
+    if not any(work.parent.iterdir()):
+        work.parent.rmdir()
 
 
 def finish_scene(
@@ -176,8 +182,3 @@ def _run_shards(plan: ScenePlan, work: Path, on_progress: Progress | None) -> No
         if not predict_shard(plan, number, work, tile_done):
             log.info("%s: shard %d is there already", plan.stem, number)
             done += len(tiles)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
