@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.manifest import versions
+from pipelines.provenance import git_revision, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -22,7 +21,7 @@ def write_result(name: str, config: Path | None, values: dict[str, Any]) -> Path
     """Write `results/<name>.json`; with `config`, its path and hash go along, and a test compares them."""
     record: dict[str, Any] = {
         "command": f"python -m benchmarks {name}",
-        "revision": revision(),
+        "revision": git_revision(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "versions": versions(),
@@ -46,11 +45,3 @@ def machine() -> str:
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     return f"{model}, {os.cpu_count()} cores, Python {sys.version.split()[0]}"
-
-
-def revision() -> str:
-    """The commit, with `+changes` where the tree differs from it."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

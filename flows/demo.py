@@ -87,7 +87,8 @@ def _segment(item: DataItem, model: str, name: str) -> SceneRun:
     )
     flow_run = state.state_details.flow_run_id
     assert flow_run is not None, "a flow run that returned has an id"
-    return SceneRun(Path(state.result()), flow_run, state.type.value, shard_states(flow_run))
+    folder = Path(state.result())
+    return SceneRun(folder, flow_run, state.type.value, shard_states(flow_run, folder))
 
 
 def _check(scenes: list[SceneRun], item: DataItem, model: str, name: str) -> None:
@@ -98,7 +99,7 @@ def _check(scenes: list[SceneRun], item: DataItem, model: str, name: str) -> Non
     for scene in scenes:
         if scene.state != "COMPLETED" or set(scene.shards) != {"Computed"}:
             raise DemoFailed(f"{scene.folder}: flow run {scene.state}, shards {scene.shards}")
-    if not any(f"models:/{row.name}/{row.version}" == model for row in list_models()):
+    if not any(f"models:/{row['name']}/{row['version']}" == model for row in list_models()):
         raise DemoFailed(f"{model}: not in the registry")
     first = scenes[0]
     before = {p.name: sha256(p) for p in (first.folder / "semantic.tif", first.folder / "objects.parquet")}

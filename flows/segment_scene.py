@@ -7,14 +7,17 @@ there already is found instead of computed.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.runtime import final_task_runs
 from pipelines.annotations.options import LabelOptions
 from pipelines.config import PredictOptions
 from pipelines.manifest import Stopwatch
@@ -89,12 +92,12 @@ def segment_scene(
     return folder
 
 
-def shard_states(flow_run: Any) -> list[str]:
-    """State names of the shard task runs of a finished flow run, by shard number: `Computed` or `Found`."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+def shard_states(flow_run: UUID, folder: Path) -> list[str]:
+    """State names of the shard task runs behind `folder`, by shard number: `Computed` or `Found`.
 
-    with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])))
-    shards = [run for run in runs if run.name.startswith("predict-shard-")]
-    return [run.state_name or "" for run in sorted(shards, key=lambda r: int(r.name.rpartition("-")[2]))]
+    Waits until Prefect has recorded them all, which can be seconds after the flow's end.
+    """
+    shards = json.loads((folder / "run.json").read_text())["shards"]
+    runs = final_task_runs(flow_run, shards + 2)  # one to plan, one to finish
+    mine = [run for run in runs if run.name.startswith("predict-shard-")]
+    return [run.state_name or "" for run in sorted(mine, key=lambda run: int(run.name.rpartition("-")[2]))]

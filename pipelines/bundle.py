@@ -7,7 +7,6 @@ No pickle is written or read. Equal input gives equal bytes. A local folder need
 `models:/name@alias` and `models:/name/3` go through `pipelines.registry`.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -21,6 +20,7 @@ from adapters.base import DomainAdapter
 from adapters.errors import InputError
 from maskformer.config import ModelConfig
 from pipelines.provenance import provenance as code_provenance
+from pipelines.sinks.folder import sha256 as file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +120,7 @@ def save_bundle(
                 "provenance": {**code_provenance(), **(provenance or {})},
                 "weights": {
                     "file": WEIGHTS,
-                    "sha256": file_sha256(fresh / WEIGHTS),
+                    "sha256": file_digest(fresh / WEIGHTS),
                     "bytes": (fresh / WEIGHTS).stat().st_size,
                     "tensors": len(tensors),
                 },
@@ -156,12 +156,6 @@ def is_bundle(path: str | Path) -> bool:
     return (Path(path) / DESCRIPTION).is_file()
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read(folder: Path, name: str, version: str | None, check_shapes: bool) -> Bundle:
     description = _description(folder)
     sha256 = _verified_weights(folder, description)
@@ -181,7 +175,7 @@ def _read(folder: Path, name: str, version: str | None, check_shapes: bool) -> B
         thresholds=description.get("thresholds", {}),
         folder=folder,
         sha256=sha256,
-        digest=file_sha256(folder / DESCRIPTION),
+        digest=file_digest(folder / DESCRIPTION),
         name=name,
         version=version,
     )
@@ -216,7 +210,7 @@ def _verified_weights(folder: Path, description: dict[str, Any]) -> str:
         raise InputError(f"{folder}: {WEIGHTS} is missing")
     weights = description.get("weights")
     stated = weights.get("sha256") if isinstance(weights, dict) else None
-    actual = file_sha256(path)
+    actual = file_digest(path)
     if actual != stated:
         raise InputError(
             f"{folder}: {WEIGHTS} is damaged or of another bundle: its sha256 is {actual}, {DESCRIPTION} says {stated}"

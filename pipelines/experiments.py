@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptio
 from pipelines.datasets import CropDataset, Part
 from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
 from pipelines.labelled import LabelledData
-from pipelines.manifest import versions
 from pipelines.predictor import Predictor, settle
 from pipelines.sinks.folder import atomic_write
 from pipelines.splits import Place
@@ -165,17 +165,9 @@ def _train_one(
     split = data.split
     model_config, model = build(wanted, data.adapter)
     parts = [Part(data.scenes[p.item].path, data.scenes[p.item].annotations, p.window) for p in split.train]
-    dataset = CropDataset(parts, data.adapter, options.crop, options.augment, options.seed)
-
-    fitted = fit(
-        model,
-        build_criterion(model_config),
-        dataset,
-        options,
-        checkpoints,
-        watch.of(wanted.preset, options),
-        resume=resume,
-    )
+    criterion, on_row = build_criterion(model_config), watch.of(wanted.preset, options)
+    with closing(CropDataset(parts, data.adapter, options.crop, options.augment, options.seed)) as dataset:
+        fitted = fit(model, criterion, dataset, options, checkpoints, on_row, resume=resume)
     task = "semantic" if model_config.architecture == "unet" else config.predict.task
     settings = config.predict.model_copy(update={"task": task, "device": "auto", "precision": options.precision})
 
@@ -250,7 +242,6 @@ def _save(
         "baseline_history": beside.fitted.history if beside else [],
         "places": _places(data),
         "labels": [scene.annotations.report for scene in data.scenes],
-        "versions": versions(),
     }
     return save_bundle(
         folder,

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.provenance import versions
 from pipelines.sinks.folder import atomic_write, sha256
 
 if TYPE_CHECKING:  # training takes the stopwatch and the versions from here, and needs no scene
@@ -61,6 +62,7 @@ def write_manifest(
             "shape": list(plan.shape),
             "crs": None if crs is None else crs.to_string(),
         },
+        "shards": len(plan.shards),
         "parameters": plan.options.model_dump(mode="json"),
         "timings_s": watch.seconds,
         "peak_rss_bytes": peak_rss_bytes(),
@@ -78,11 +80,6 @@ def write_manifest(
     }
     with atomic_write(path) as temporary:
         Path(temporary).write_text(json.dumps(manifest, indent=2) + "\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that could move a number."""
-    return {name: version(name) for name in LIBRARIES}
 
 
 def peak_rss_bytes() -> int:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import InputError
-from pipelines.bundle import DESCRIPTION, REGISTRY, WEIGHTS, file_sha256, load_bundle
+from pipelines.bundle import DESCRIPTION, REGISTRY, WEIGHTS, load_bundle
 from pipelines.keys import flatten, valid_key
 from pipelines.samples import cache_folder
+from pipelines.sinks.folder import sha256
 from pipelines.tracking_store import connect, database_file, default_uri, first_line, readable, shown
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def _fault(folder: Path, model: RegisteredModel) -> str | None:
     for file, expected in ((DESCRIPTION, model.digest), (WEIGHTS, model.sha256)):
         if not (folder / file).is_file():
             return f"{file} is missing"
-        actual = file_sha256(folder / file)
+        actual = sha256(folder / file)
         if actual != expected:
             return f"{file} has sha256 {actual}, the registry says {expected}"
     return None

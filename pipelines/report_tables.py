@@ -65,8 +65,6 @@ METRICS: dict[str, tuple[str, str]] = {
     "box_f1_50": ("box F1", "balance of missed and invented objects, compared by their bounding boxes (IoU ≥ 0.5)."),
     "box_ap": ("box AP", "average precision by bounding boxes, over overlap demands from 0.5 to 0.95."),
     "box_ap50": ("box AP50", "average precision by bounding boxes where an overlap (IoU) of 0.5 counts as found."),
-    "box_ap": ("box AP", "average precision of bounding boxes, averaged over overlap demands from 0.5 to 0.95."),
-    "box_ap50": ("box AP50", "average precision of bounding boxes where an overlap of 0.5 counts as found."),
     "dice": ("Dice", "twice the common area over the sum of both areas. 1 is perfect."),
     "nsd": ("NSD", "share of the outline that lies within tolerance of the true outline."),
     "hd95": ("HD95", "distance that 95 % of the outline stays within. Smaller is better."),

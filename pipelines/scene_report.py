@@ -19,7 +19,8 @@ from maskformer.masks import MaskSet
 from pipelines.annotations import read_annotations
 from pipelines.assembly import Assembled
 from pipelines.bundle import Bundle
-from pipelines.manifest import Stopwatch, peak_rss_bytes, versions
+from pipelines.manifest import Stopwatch, peak_rss_bytes
+from pipelines.provenance import versions
 from pipelines.report import ReportData, ScoreRow, band_statistics, label_overview, overview, write_report
 from pipelines.scene import ScenePlan
 

@@ -35,7 +35,8 @@ def digests(folder: Path) -> dict[str, str]:
 def run(scene: Path, bundle: Path, out: Path, **settings):
     state = segment_scene(str(scene), str(bundle), str(out), OPTIONS, return_state=True, **settings)
     assert state.is_completed()
-    return Path(state.result()), shard_states(state.state_details.flow_run_id)
+    folder = Path(state.result())
+    return folder, shard_states(state.state_details.flow_run_id, folder)
 
 
 def test_same_bytes_as_the_command_and_only_the_lost_shard_again(scene: Path, bundle: Path, tmp_path: Path) -> None:

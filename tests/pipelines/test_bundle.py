@@ -16,7 +16,8 @@ from adapters.errors import InputError
 from adapters.remote_sensing import rgb_aerial
 from maskformer.config import ModelConfig
 from maskformer.model import build_model
-from pipelines.bundle import DESCRIPTION, WEIGHTS, Bundle, file_sha256, is_bundle, load_bundle, save_bundle
+from pipelines.bundle import DESCRIPTION, WEIGHTS, Bundle, is_bundle, load_bundle, save_bundle
+from pipelines.sinks.folder import sha256
 
 ADAPTER = rgb_aerial(ClassSet((Class("tree", "thing", ("Tree",), "#00aa00"),)))
 TINY = ModelConfig(
@@ -58,7 +59,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def reseal(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Other weights with a hash that agrees: what only the shape check can catch."""
     save_file(tensors, folder / WEIGHTS)
-    rewrite(folder, lambda d: d["weights"].update(sha256=file_sha256(folder / WEIGHTS)))
+    rewrite(folder, lambda d: d["weights"].update(sha256=sha256(folder / WEIGHTS)))
 
 
 def test_everything_comes_back(folder: Path) -> None:
@@ -70,7 +71,7 @@ def test_everything_comes_back(folder: Path) -> None:
     assert bundle.provenance["data"] == {"scene.tif": "ab" * 32}
     assert bundle.provenance["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert (bundle.name, bundle.version, bundle.folder) == ("crowns", None, folder)
-    assert bundle.sha256 == file_sha256(folder / WEIGHTS) != bundle.digest == file_sha256(folder / DESCRIPTION)
+    assert bundle.sha256 == sha256(folder / WEIGHTS) != bundle.digest == sha256(folder / DESCRIPTION)
 
 
 @pytest.mark.parametrize("architecture", ["maskformer", "unet"])
@@ -150,7 +151,7 @@ def not_json(folder: Path) -> None:
 
 def no_tensors_file(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"\x80\x04 not safetensors")
-    rewrite(folder, lambda d: d["weights"].update(sha256=file_sha256(folder / WEIGHTS)))
+    rewrite(folder, lambda d: d["weights"].update(sha256=sha256(folder / WEIGHTS)))
 
 
 def lose_a_tensor(folder: Path) -> None:

@@ -56,7 +56,7 @@ def test_faults_are_one_line_that_names_file_key_and_way_out(tmp_path: Path, ext
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "a: [", "adapter: {}\n"])
 def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InputError, match="run.yaml"):
+    with pytest.raises(InputError, match=r"run\.yaml"):
         load_config(write(tmp_path, text))
 
 
