@@ -14,6 +14,7 @@ from adapters.reading import did_you_mean, listing
 
 MOST_CLASSES = 40  # a column with more values is an identifier or a measurement, not a class
 CLASS_COLUMNS = ("class", "label", "category", "class_name", "class_id")  # what the reader takes unasked
+SILENT_WORDS = {"label", "labels", "mask", "masks", "annotation", "annotations", "sample", "test", "train", "data"}
 LINE_HALF_WIDTH_M = 3.0  # a two-lane road; the plan says that it is a guess
 SPARSE = 0.02  # label rasters with less than this share labelled: 0 most likely means "not looked at"
 COVERING = 0.9  # with more than this share labelled in several classes, the classes cover the plane
@@ -21,7 +22,7 @@ COVERING = 0.9  # with more than this share labelled in several classes, the cla
 
 @dataclass(frozen=True)
 class Census:
-    """The classes, how to read the labels (`LabelSettings` fields), why, and what the user should look at."""
+    """The classes, how to read the labels (`LabelOptions` fields), why, and what the user should look at."""
 
     classes: ClassSet
     why: str
@@ -96,17 +97,20 @@ def _of_rasters(paths: Sequence[str], default_class: str | None) -> Census:
 
     pixels: Counter[int] = Counter()
     nodata: set[int] = set()
-    for path in paths:
-        facts = describe_labels(path)
-        if facts["count"] > MOST_CLASSES:
-            raise InputError(
-                f"{path}: {facts['count']} values, more than {MOST_CLASSES}: object numbers, not classes; "
-                "a plan needs one value a class, or polygons"
-            )
+    described = [describe_labels(path) for path in paths]
+    most = max(described, key=_count)
+    if _count(most) > MOST_CLASSES:
+        why = f"{_count(most)} values in {Path(most['path']).name} are object numbers, not classes"
+        return Census(ClassSet((Class(default_class or _name_from(paths)),)), why, {"instances": True})
+    for facts in described:
         pixels.update({int(value): count for value, count in facts["values"].items()})
         if facts["nodata"] is not None and float(facts["nodata"]).is_integer():
             nodata.add(int(facts["nodata"]))
     return _read_values(pixels, nodata, default_class)
+
+
+def _count(facts: Mapping[str, Any]) -> int:
+    return int(facts["count"])
 
 
 def _read_values(pixels: Mapping[int, int], nodata: set[int], default_class: str | None) -> Census:
@@ -168,6 +172,8 @@ def _as_int(value: Any) -> int | None:
 
 
 def _name_from(paths: Sequence[str]) -> str:
-    """A class name from the file's: `buildings.geojson` holds buildings; a name with digits says nothing."""
+    """A class name from the file's: `buildings.geojson` holds buildings; `labels_17` says nothing."""
     stem = Path(paths[0]).stem.replace("_", " ").replace("-", " ").strip().casefold()
-    return stem if len(paths) == 1 and stem.replace(" ", "").isalpha() and stem not in ("labels", "label") else "object"
+    if not SILENT_WORDS.isdisjoint(stem.split()):
+        return "object"
+    return stem if len(paths) == 1 and stem.replace(" ", "").isalpha() else "object"

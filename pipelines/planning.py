@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,7 @@ class Plan:
     def text(self) -> str:
         """The config as YAML with its reasons; of each data item only what is not the default."""
         values = self.config.model_dump(mode="json")
-        values["data"] = [
-            {"source": item.source, "labels": item.labels, **item.model_dump(mode="json", exclude_defaults=True)}
-            for item in self.config.data
-        ]
+        values["data"] = [_without_defaults(item) for item in self.config.data]
         return dump(values, self.reasons, self.header)
 
 
@@ -318,6 +315,14 @@ def _header(survey: Survey, pairs: Sequence[Pair], labelled: Sequence[Pair]) -> 
         left = [Path(pair.scene).name for pair in pairs if pair.labels is None]
         lines.append(f"Left out, no labels found for: {', '.join(left[:10])}{' …' if len(left) > 10 else ''}")
     return "\n".join([*lines, *survey.census.warnings, *_why_so_little(survey)])
+
+
+def _without_defaults(item: DataItem) -> dict[str, Any]:
+    """Of a data item what a reader has to know."""
+    plain, options = asdict(LabelOptions()), asdict(item.label_options)
+    changed = {key: value for key, value in options.items() if value != plain[key]}
+    shown = {"source": item.source, "labels": item.labels, "role": item.role if item.role != "auto" else None}
+    return shown | ({"label_options": changed} if changed else {})
 
 
 def _as_seen_from(path: str, folder: Path) -> str:

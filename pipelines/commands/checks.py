@@ -50,7 +50,7 @@ def model_adapter(reference: str) -> DomainAdapter:
 
 
 def scene_fits(path: str, adapter: DomainAdapter, options: PredictOptions) -> None:
-    """The scene opens, has the bands the adapter declares, and its first pixels can be read."""
+    """The scene opens, has the bands the adapter declares, its first pixels can be read, and --aoi lies on it."""
     from pipelines.sources import open_source
 
     with open_source(path, adapter.channels) as source:
@@ -60,6 +60,10 @@ def scene_fits(path: str, adapter: DomainAdapter, options: PredictOptions) -> No
         if overlap >= tile and max(height, width) > tile:
             raise InputError(f"{path}: --overlap {overlap} must be smaller than --tile {tile}")
         source.read((slice(0, min(height, 8)), slice(0, min(width, 8))))
+        if options.aoi:
+            from pipelines.aoi import restrict
+
+            restrict(source, options.aoi)
 
 
 def preset_exists(config: RunConfig, path: Path) -> None:

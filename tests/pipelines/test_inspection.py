@@ -44,7 +44,7 @@ def test_a_scene(make_geotiff: MakeGeotiff) -> None:
     found = inspect_thing(str(path))
     assert found["kind"] == "scene (GTiff)"
     text = render(found)
-    assert text.splitlines()[0] == f"{path}: scene (raster)"
+    assert text.splitlines()[0] == f"{path}: scene (GTiff)"
     for said in ("96 × 96 px", "EPSG:32617", "red", "uint8", "nodata 0", "DEFLATE"):
         assert said in text, said
     assert not found["notes"]

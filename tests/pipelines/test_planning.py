@@ -201,6 +201,20 @@ def test_label_rasters_are_read_by_what_their_values_cover(
     assert bool(census.warnings) == (nodata != {0} or covers) or nodata == {255}
 
 
+def test_object_numbers_are_no_classes(tmp_path: Path) -> None:
+    """A raster of 100 values numbers its objects: one class, each value an object."""
+    path = tmp_path / "trees.npz"
+    numbers = np.zeros((200, 200), np.uint16)
+    for index in range(100):
+        row, column = 20 * (index // 10), 20 * (index % 10)
+        numbers[row : row + 15, column : column + 20] = index + 1  # neighbours touch
+    np.savez(path, img=picture().transpose(1, 2, 0), msk=numbers)
+    values = made(tmp_path, path)
+    assert values["data"] == [{"source": "trees.npz", "labels": "trees.npz#msk", "label_options": {"instances": True}}]
+    assert "100 objects" in (tmp_path / "plan.yaml").read_text()
+    assert values["model"]["overrides"]["num_queries"] >= 70  # a crop of 128 px touches about 7 × 8 of them
+
+
 def test_a_raster_without_classes_is_refused() -> None:
     with pytest.raises(InputError, match="no class"):
         _read_values({0: 100}, set(), None)
