@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskformer import map_losses
 from maskformer.config import ModelConfig
 from maskformer.matching import ALPHA, Match, Matcher
 from maskformer.prediction import STRIDE, Prediction
@@ -17,6 +18,8 @@ from maskformer.targets import Target, check_targets
 
 class Criterion(nn.Module):
     """criterion(prediction, targets) → {"class", "mask", "dice", "total"} and "<loss>.<layer>" of auxiliary layers.
+
+    A located decoder adds "semantic" and "centres" (`map_losses`).
 
     All are scalars, already weighted; total is their sum. Mask losses are summed over the matched pairs and divided
     by the number of objects (mean over processes, at least 1). Pictures without objects train the class logits alone,
@@ -50,6 +53,11 @@ class Criterion(nn.Module):
                 losses[f"class{suffix}"] = self.config.class_weight * classes
                 losses[f"mask{suffix}"] = self.config.mask_weight * mask
                 losses[f"dice{suffix}"] = self.config.dice_weight * dice
+            if prediction.maps is not None:
+                maps = map_losses.semantic_loss(prediction.maps.semantic.float(), targets)
+                centres = map_losses.centre_loss(prediction.maps.centres.float(), targets, count)
+                losses["semantic"] = self.config.semantic_weight * maps
+                losses["centres"] = self.config.centre_weight * centres
             losses["total"] = torch.stack(list(losses.values())).sum()
         return losses
 

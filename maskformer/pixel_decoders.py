@@ -16,9 +16,11 @@ from maskformer.attention import EncoderLayer
 from maskformer.config import ModelConfig
 from maskformer.position import sine_position
 
+MEMORY_STRIDES = (32, 16, 8)
+
 
 class PixelFeatures(NamedTuple):
-    """mask_features (B, mask_dim, H/4, W/4); memory: maps the queries may look at, coarsest (stride 32) first."""
+    """mask_features (B, mask_dim, H/4, W/4); memory: maps the queries may look at, MEMORY_STRIDES."""
 
     mask_features: Tensor
     memory: tuple[Tensor, ...]

@@ -29,6 +29,24 @@ def _cached(height: int, width: int, dim: int, device: torch.device) -> Tensor:
         return _encode(height, width, dim, device)
 
 
+def pixel_position(height: int, width: int, dim: int, stride: int, device: torch.device) -> Tensor:
+    """Encoding (1, dim, height, width), float32, of pixel distances: cells of `stride` pixels, counted from the corner.
+
+    Unlike `sine_position`, the distance between two encodings does not depend on the size of the picture.
+    """
+    half = dim // 2
+    frequency = 1000.0 ** (-torch.arange(0, half, 2, device=device, dtype=torch.float32) / half)
+
+    def axis(length: int) -> Tensor:  # (half, length)
+        place = (torch.arange(length, device=device, dtype=torch.float32) + 0.5) * (stride / 16)
+        angle = frequency[:, None] * place
+        return torch.cat((angle.sin(), angle.cos()))
+
+    rows = axis(height)[:, :, None].expand(half, height, width)
+    columns = axis(width)[:, None, :].expand(half, height, width)
+    return torch.cat((rows, columns))[None]
+
+
 def _encode(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     if dim % 4:
         raise ValueError(f"position encoding: {dim} channels, expected a multiple of 4")

@@ -77,4 +77,8 @@ class DETRDecoder(nn.Module):
 
 def build_query_decoder(memory_channels: Sequence[int], config: ModelConfig) -> DETRDecoder:
     """The query decoder that `config.query_decoder` names."""
-    return {"detr": DETRDecoder}[config.query_decoder](memory_channels, config)
+    if config.query_decoder == "located":
+        from maskformer.located_queries import LocatedDecoder  # builds on DETRDecoder
+
+        return LocatedDecoder(memory_channels, config)
+    return DETRDecoder(memory_channels, config)

@@ -45,7 +45,7 @@ def test_presets_survive_json(name: str) -> None:
 def test_presets_build_with_any_channels(name: str) -> None:
     with torch.device("meta"):
         model = build_model(ModelConfig.from_preset(name, num_classes=4, in_channels=6))
-    assert sum(p.numel() for p in model.parameters()) > 1e6
+    assert sum(p.numel() for p in model.parameters()) > 5e5
 
 
 @pytest.mark.parametrize(
