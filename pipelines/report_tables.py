@@ -28,11 +28,12 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell; `best` where it is the best of its comparison, `flag` where it needs attention."""
+    """One table cell; `best` in its comparison, `flag` where it needs attention, `words` where it is set like text."""
 
     text: str
     best: bool = False
     flag: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def statistics_table(bands: Sequence[BandStatistics]) -> Table:
         if trained:
             cells += [Cell(number_text(v, 4)) for v in (band.trained_mean, band.trained_std)]
             remark = band_remark(band)
-            cells.append(Cell(remark or "similar", flag=bool(remark)))
+            cells.append(Cell(remark or "similar", flag=bool(remark), words=True))
         rows.append((band.name, cells))
     return Table(
         "Pixel values of this scene, per band (std: standard deviation, the usual distance from the mean)", head, rows
@@ -164,11 +165,11 @@ def band_remark(band: BandStatistics) -> str:
     remarks = []
     shift = (band.mean - band.trained_mean) / band.trained_std
     if abs(shift) > 1:
-        remarks.append(f"far off: {abs(shift):.1f} training std {'brighter' if shift > 0 else 'darker'}")
+        remarks.append(f"{abs(shift):.1f} training std {'brighter' if shift > 0 else 'darker'}")
     ratio = band.std / band.trained_std
     if not 0.5 <= ratio <= 2:
-        remarks.append(f"far off: {ratio:.2g} times the spread of the training data")
-    return "; ".join(remarks)
+        remarks.append(f"{ratio:.2g} times the spread of the training data")
+    return "far off: " + ", ".join(remarks) if remarks else ""
 
 
 def result_sentence(labels: np.ndarray, names: Sequence[str]) -> str:

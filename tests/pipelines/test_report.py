@@ -296,6 +296,7 @@ def test_words_without_labels_and_with_them() -> None:
     assert "<strong>0.630</strong>" in full and "<strong>0.550</strong>" in full and "0.0003" in full
     assert "intersection over union" in full and "2.50 GB" in full and "1.25 s" in full
     assert "came without labels" not in full
+    assert "no held-out scores were taken" in render(replace(labelled(), scores=()))
 
 
 def test_names_from_outside_stay_text() -> None:
