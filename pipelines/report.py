@@ -1,7 +1,7 @@
 """report.html: one self-contained page about a predicted scene, which opens offline and asks the network for nothing.
 
 The viewer is our own 300 lines of JavaScript (`templates/*.js`), not Bokeh: tried side by side on 20 000 outlines,
-Bokeh embeds 1.3 MB of library and 190 bytes an object where this needs 17 kB and 75, and walking through the objects
+Bokeh embeds 1.3 MB of library and 190 bytes an object where this needs 18 kB and 82, and walking through the objects
 under one click, keys, and a policy against scripts would all be our own code on top. The page carries a
 Content-Security-Policy that forbids every request and every script but the viewer itself, whose hash it names; text
 from outside is escaped by Jinja or as JSON.
