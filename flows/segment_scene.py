@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import flow, task
+from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -55,12 +55,17 @@ def finish(plan: ScenePlan, work: str, out: str, seconds: dict[str, float], over
     return str(finish_scene(plan, Path(work), Path(out), Stopwatch(seconds), overwrite=overwrite))
 
 
+def _run_name() -> str:
+    """`segment-<scene>`: the path would fill the page."""
+    return f"segment-{Path(runtime.flow_run.parameters['source']).stem}"
+
+
 # (Prefect types its own runner too narrowly for its own parameter.)
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
 
 
 # One shard at a time: the model's own threads fill the machine, and two models would only share it.
-@flow(name="segment-scene", flow_run_name="segment-{source}", task_runner=RUNNER)
+@flow(name="segment-scene", flow_run_name=_run_name, task_runner=RUNNER)
 def segment_scene(
     source: str,
     model: str,

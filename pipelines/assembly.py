@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +99,16 @@ def regions(ids: np.ndarray, classes: int) -> MaskSet:
 
 
 def predict_in_memory(
-    source: Any, predictor: Predictor, threshold: float, on_band: Band | None = None
+    source: Any,
+    predictor: Predictor,
+    threshold: float,
+    on_band: Band | None = None,
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> tuple[Assembled, np.ndarray]:
     """Predict a whole source (or a view of one) at once: the objects and the (H, W) uint8 class map.
 
-    For evaluation, where the truth is in memory anyway. `on_band` sees the probabilities too.
+    For evaluation, where the truth is in memory anyway. `on_band` sees the probabilities too, `on_tile` how many
+    tiles of how many are done.
     """
     options = predictor.options
     assert options.tile is not None and options.overlap is not None, "settled options"
@@ -120,7 +125,14 @@ def predict_in_memory(
             on_band(window, probabilities)
 
     grid = Grid(source.shape, options.tile, options.overlap)
-    scene = assemble(predict_tiles(source, grid.tiles, predictor), grid, predictor.adapter, options, both)
+
+    def results() -> Iterator[tuple[Tile, TileResult]]:
+        for done, result in enumerate(predict_tiles(source, grid.tiles, predictor), start=1):
+            yield result
+            if on_tile:
+                on_tile(done, len(grid))
+
+    scene = assemble(results(), grid, predictor.adapter, options, both)
     if options.task == "semantic":
         found = limit(regions(ids, len(predictor.adapter.classes)), options)
         scene = Assembled(found.canonical(), scene.ambiguous_links)

@@ -76,7 +76,7 @@ KNOWN_BREAKS = (
 STACK = (
     "torch", "torchvision", "timm", "segmentation-models-pytorch", "accelerate", "safetensors",
     "numpy", "scipy", "rasterio", "geopandas", "pyogrio", "pyarrow", "shapely", "pyproj",
-    "prefect", "mlflow", "fastapi", "sqlalchemy", "pydantic", "typer", "rich", "jinja2", "bokeh", "psutil",
+    "prefect", "mlflow", "fastapi", "sqlalchemy", "pydantic", "typer", "rich", "jinja2", "psutil",
 )  # fmt: skip
 
 

@@ -75,6 +75,13 @@ class _Watch:
 
         return row_came
 
+    def tiles(self, stage: str) -> Callable[[int, int], None]:
+        def tile_done(done: int, total: int) -> None:
+            if self.on_progress:
+                self.on_progress(f"{stage}: tiles", done, total)
+
+        return tile_done
+
 
 def train(
     config: RunConfig,
@@ -120,15 +127,15 @@ def evaluate(
     bundle = load_bundle(model)
     config = config.model_copy(update={"adapter": bundle.adapter.to_dict()})
     with LabelledData(config) as data:
-        network = bundle.build()
-        scores = score(network, data, data.split.test or _everything(data), config.predict, bundle.thresholds)
+        places = data.split.test or _everything(data)
+        tiles = _Watch(on_progress, None).tiles("score")
+        scores = score(bundle.build(), data, places, config.predict, bundle.thresholds, tiles)
         scores["baseline"] = {"trivial": _trivial(data)}
         beside = Path(bundle.folder).parent / "baseline"
         if (beside / "bundle.json").exists():
             other = load_bundle(beside)
             options = config.predict.model_copy(update={"task": "semantic"})
-            places = data.split.test or _everything(data)
-            scores["baseline"]["unet"] = score(other.build(), data, places, options, other.thresholds)
+            scores["baseline"]["unet"] = score(other.build(), data, places, options, other.thresholds, tiles)
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "metrics.json") as temporary:
         Path(temporary).write_text(json.dumps(scores, indent=2) + "\n")
@@ -141,13 +148,15 @@ def score(
     places: list[Place],
     options: PredictOptions,
     thresholds: dict[str, float],
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Predict each place as a whole, stitch, and compare with its labels."""
     predictor = Predictor(network, data.adapter, settle(options, data.adapter, thresholds))
     parts = []
     for place in places:
         source, truth = data.view(place)
-        scene, ids = predict_in_memory(source, predictor, thresholds.get("semantic", DEFAULT_SEMANTIC))
+        threshold = thresholds.get("semantic", DEFAULT_SEMANTIC)
+        scene, ids = predict_in_memory(source, predictor, threshold, on_tile=on_tile)
         boxes = data.scenes[place.item].box_labels
         parts.append(evaluate_scene(scene.objects, ids, truth, data.adapter.classes, boxes, data.adapter.covers))
     return combine(parts)
@@ -176,8 +185,10 @@ def _train_one(
         return Predictor(model, data.adapter, settle(open_options, data.adapter, {}))
 
     boxes = any(scene.box_labels for scene in data.scenes)
-    thresholds = tune([data.view(p) for p in split.validation], data.adapter, make_predictor, boxes)
-    scores = score(model, data, split.test or _everything(data), settings, thresholds)
+    thresholds = tune(
+        [data.view(p) for p in split.validation], data.adapter, make_predictor, boxes, watch.tiles("tune")
+    )
+    scores = score(model, data, split.test or _everything(data), settings, thresholds, watch.tiles("score"))
     return Trained(model, model_config, options, fitted, thresholds, scores)
 
 

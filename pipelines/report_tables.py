@@ -94,9 +94,11 @@ def score_table(scores: Sequence[ScoreRow]) -> Table:
 
 
 def class_tables(scores: Sequence[ScoreRow]) -> list[Table]:
-    """One table a metric: classes down, models across, the best of each row marked."""
+    """One table a metric: classes down, models across, the best of each row marked; none where one class is all."""
     models = [row for row in scores if row.per_class]
     classes = _union(row.per_class for row in models)
+    if len(classes) < 2:
+        return []
     keys = _union(values for row in models for values in row.per_class.values())
     tables = []
     for key in keys:

@@ -89,7 +89,7 @@ def heldout_window(bundle: Bundle, source_sha256: str) -> tuple[slice, ...] | No
 def score_rows(bundle: Bundle) -> Iterator[ScoreRow]:
     """The model's held-out scores, then the per-pixel network's, then the trivial ones."""
     if "heldout" in bundle.metrics:
-        yield _row(bundle.provenance.get("name", "model"), bundle.metrics["heldout"], bundle.provenance["training"])
+        yield _row("mask model", bundle.metrics["heldout"], bundle.provenance["training"])
     baseline = bundle.metrics.get("baseline", {})
     if "unet" in baseline:
         yield _row("per-pixel U-Net", baseline["unet"], baseline["unet"]["training"])
@@ -98,8 +98,9 @@ def score_rows(bundle: Bundle) -> Iterator[ScoreRow]:
 
 
 def trained_statistics(channels: ChannelSet) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation that the channels are scaled by, per channel name."""
-    return {channel.name: (channel.offset, channel.scale) for channel in channels}
+    """Mean and standard deviation of the training data by channel name; none for a channel scaled by a fixed window."""
+    windows = {c.name for c in channels if c.clip and (sum(c.clip) / 2, c.clip[1] - c.offset) == (c.offset, c.scale)}
+    return {c.name: (c.offset, c.scale) for c in channels if c.name not in windows}
 
 
 def _row(name: str, scores: dict[str, Any], training: dict[str, Any]) -> ScoreRow:

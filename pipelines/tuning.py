@@ -58,6 +58,7 @@ def tune(
     adapter: DomainAdapter,
     make_predictor: Callable[[float], Predictor],
     box_labels: bool = False,
+    on_tile: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Choose `semantic` and `score` over validation `places` (source view, annotation).
 
@@ -78,7 +79,7 @@ def tune(
         ) -> None:
             curve.add(probabilities, t[window], c[window] & s.read(window)[1])
 
-        scene, _ = predict_in_memory(source, predictor, DEFAULT_SEMANTIC, on_band)
+        scene, _ = predict_in_memory(source, predictor, DEFAULT_SEMANTIC, on_band, on_tile)
         pairs.append((scene.objects, annotation.objects))
     chosen["semantic"] = curve.best()
     if predictor.options.task != "semantic" and any(len(truth) for _, truth in pairs):

@@ -17,7 +17,7 @@ from pipelines.commands.progress import Progress, clock, plain_line
 
 HEAVY = (
     "torch", "timm", "prefect", "mlflow", "monai", "rasterio", "geopandas", "pandas", "numpy", "scipy",
-    "pydantic", "transformers", "segmentation_models_pytorch", "bokeh",
+    "pydantic", "transformers", "segmentation_models_pytorch",
 )  # fmt: skip
 VERBS = ("plan", "train", "evaluate", "predict", "demo", "inspect", "models", "doctor")
 
