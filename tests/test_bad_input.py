@@ -24,7 +24,7 @@ from adapters.channels import Channel, ChannelSet
 from adapters.classes import Class, ClassSet
 
 SIDE = 96
-TIMEOUT_S = 120  # an import of torch takes 5 s, on a loaded machine several times that
+TIMEOUT_S = 600  # an import of torch takes 5 s; on a machine with ten such processes at once it took 100
 CRS, ORIGIN = "EPSG:32617", (400000.0, 3280000.0)  # UTM 17 north, 1 m a pixel
 ADAPTER = DomainAdapter(
     "test",
@@ -303,10 +303,11 @@ def run(words: list[str], folder: Path, **options: object) -> subprocess.Complet
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Every file and folder below, with the hash of its bytes."""
+    """Every file and folder below, with the hash of its bytes; torch's own empty cache folder is not ours."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
+        if not path.name.startswith("torchinductor_")
     }
 
 
@@ -325,15 +326,16 @@ def test_bad_input_is_one_line_and_changes_nothing(case: Case, place: Place) -> 
 
 
 def test_a_full_disk_leaves_the_earlier_output_and_nothing_half_written(place: Place) -> None:
-    """Files may grow to 200 kB: the raster fits, the report does not."""
+    """No file may grow beyond 10 kB, and the first shard does: the error is the one a full disk gives."""
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
     before = snapshot(place.folder)
     done = run(place.predict(), place.folder, preexec_fn=limit)
     assert done.returncode == 2, done.stderr
-    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True]
+    (line,) = [line for line in done.stderr.splitlines() if " elapsed" not in line]  # progress, on a slow machine
+    assert line.startswith("error: ") and "the disk is full" in line and str(place.out) in line
     assert snapshot(place.folder) == before
 
 
@@ -354,4 +356,4 @@ def test_a_scene_without_a_crs_is_predicted_and_said_so(place: Place) -> None:
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["source"]["crs"] is None
     assert any("CRS" in warning for warning in manifest["warnings"])
-    assert list((place.folder / "tmp").iterdir()) == []
+    assert not any(path.is_file() for path in (place.folder / "tmp").rglob("*"))

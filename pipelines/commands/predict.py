@@ -91,10 +91,13 @@ def command(
     from pipelines.commands.progress import Progress
     from pipelines.prediction import predict_scene
 
-    with Progress() as progress:
-        for source in sources:
-            result = predict_scene(source, model, out, options, overwrite=overwrite, on_progress=progress)
-            typer.echo(str(result))
+    try:
+        with Progress() as progress:
+            for source in sources:
+                result = predict_scene(source, model, out, options, overwrite=overwrite, on_progress=progress)
+                typer.echo(str(result))
+    finally:
+        _remove_empty(out / ".shards", out)
 
 
 def _foresee(source: str, model: str, out: Path, options: PredictOptions) -> None:
@@ -116,6 +119,13 @@ def _foresee(source: str, model: str, out: Path, options: PredictOptions) -> Non
         f"  disk     about {cost.disk_bytes / 2**20:.0f} MiB, {_free(out) / 2**30:.0f} GiB free\n"
         f"  time     about {clock(cost.seconds)}"
     )
+
+
+def _remove_empty(shards: Path, out: Path) -> None:
+    """Leave no empty folders behind. Finished shards of a scene that failed stay: the next run goes on from them."""
+    for folder in [*shards.glob("*"), shards, out]:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _free(folder: Path) -> int:
