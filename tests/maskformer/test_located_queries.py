@@ -175,3 +175,16 @@ def test_backbone_weights_fit_as_everywhere() -> None:
     model = MaskFormer(TINY)
     account = load_backbone_weights(model, model.backbone.network.state_dict())
     assert not account.missing and not account.unexpected
+
+
+def test_trains_under_bf16_autocast_and_channels_last() -> None:
+    torch.manual_seed(0)
+    model, criterion = MaskFormer(TINY).train().to(memory_format=torch.channels_last), build_criterion(TINY)
+    x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    target = boxes((1, slice(8, 32), slice(8, 32)))
+    exact = criterion(model(x), [target])["total"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = criterion(model(x), [target])["total"]
+    rough.backward()
+    assert rough.dtype == torch.float32
+    assert abs(float(rough.detach() / exact.detach()) - 1) < 0.1
