@@ -5,19 +5,23 @@ fetch → train mask model and U-Net → score on the held-out place → registe
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from adapters.errors import InputError
 from pipelines.annotations.options import LabelOptions
 from pipelines.config import DataItem, RunConfig, load_config
+from pipelines.manifest import Stopwatch
+
+if TYPE_CHECKING:
+    from pipelines.tracked import TrackedOutcome
 
 OUTPUT = Path("demo-output")
 DEMOS = Path(__file__).parent / "demos"
@@ -42,22 +46,32 @@ class SceneRun:
 
 def run_demo(name: str, on_progress: Progress, say: Callable[[str], None]) -> None:
     """Run demo `name` into ./demo-output. Raises DemoFailed where its own checks fail."""
-    began = time.monotonic()
+    watch = Stopwatch()
     config = load_demo_config(name)
-    with _embedded_servers():
-        from pipelines.tracked import train_tracked
-
+    with ExitStack() as stack:
+        with watch.stage("start servers"):
+            stack.enter_context(_embedded_servers())
         training = OUTPUT / "training" / name
         shutil.rmtree(training, ignore_errors=True)  # a demo starts anew; only its own folder is removed
-        outcome = train_tracked(config, training, on_progress=on_progress)
+        with watch.stage("train, tune, score and register both networks"):
+            outcome = _train(config, training, on_progress)
         assert outcome.registered is not None, "the demo's config registers its model"
         item = config.data[0]
-        scenes = [_segment(item, outcome.registered, name)]
-        scenes += [_segment(DataItem(source=source), outcome.registered, name) for source in ELSEWHERE[name]]
-        _check(scenes, item, outcome.registered, name)
+        with watch.stage("predict scenes through Prefect"):
+            scenes = [_segment(item, outcome.registered)]
+            scenes += [_segment(DataItem(source=source), outcome.registered) for source in ELSEWHERE[name]]
+        with watch.stage("check itself, one shard again"):
+            _check(scenes, item, outcome.registered)
+    (OUTPUT / "demo.json").write_text(json.dumps({"demo": name, "stages_s": watch.seconds}, indent=2) + "\n")
     say("")
-    for line in _summary(config, outcome.metrics, scenes, time.monotonic() - began):
+    for line in _summary(config, outcome.metrics, scenes, sum(watch.seconds.values())):
         say(line)
+
+
+def _train(config: RunConfig, training: Path, on_progress: Progress) -> TrackedOutcome:
+    from pipelines.tracked import train_tracked
+
+    return train_tracked(config, training, on_progress=on_progress)
 
 
 @contextmanager
@@ -71,7 +85,7 @@ def _embedded_servers() -> Iterator[None]:
         yield
 
 
-def _segment(item: DataItem, model: str, name: str) -> SceneRun:
+def _segment(item: DataItem, model: str) -> SceneRun:
     from flows.segment_scene import segment_scene, shard_states
     from pipelines.labelled import resolve
 
@@ -91,7 +105,7 @@ def _segment(item: DataItem, model: str, name: str) -> SceneRun:
     return SceneRun(folder, flow_run, state.type.value, shard_states(flow_run, folder))
 
 
-def _check(scenes: list[SceneRun], item: DataItem, model: str, name: str) -> None:
+def _check(scenes: list[SceneRun], item: DataItem, model: str) -> None:
     """What the demo promises: completed runs, shards as tasks, a registered version, and cheap repetition."""
     from pipelines.sinks.folder import sha256
     from pipelines.tracking import list_models
@@ -105,7 +119,7 @@ def _check(scenes: list[SceneRun], item: DataItem, model: str, name: str) -> Non
     before = {p.name: sha256(p) for p in (first.folder / "semantic.tif", first.folder / "objects.parquet")}
     shards = sorted((OUTPUT / ".shards").glob(f"{first.folder.name}-*/shard-*.npz"))
     shards[0].unlink()
-    again = _segment(item, model, name)
+    again = _segment(item, model)
     if again.shards.count("Computed") != 1 or again.shards[0] != "Computed":
         raise DemoFailed(f"{first.folder}: one shard was deleted, recomputed were {again.shards}")
     after = {file: sha256(again.folder / file) for file in before}
