@@ -1,0 +1,22 @@
+"""A committed result belongs to the config it names: change the config, and the benchmark has to run again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.record import RESULTS, ROOT, config_hash
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_result_says_where_it_comes_from(path: Path) -> None:
+    record = json.loads(path.read_text())
+    assert {"command", "revision", "date", "machine", "versions"} <= set(record)
+    if "config" in record:
+        assert config_hash(ROOT / record["config"]["path"]) == record["config"]["sha256"], (
+            f"{record['config']['path']} changed since {path.name} was made: run `{record['command']}` again"
+        )
+
+
+def test_there_are_results() -> None:
+    assert list(RESULTS.glob("*.json"))
