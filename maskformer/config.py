@@ -145,6 +145,7 @@ def _published() -> dict[str, dict[str, Any]]:
 #   ... for 400 steps                                                                     400   0.44  0.51
 #   ... backbone rate x 0.6 not x 0.2, channels scaled by the data's own statistics       200   0.47  0.53
 #   ... the same, batch norm not frozen                                                   200   0.46  0.52
+#   ... another seed, 150 s on two shared cores                                          185   0.50  0.53
 #   per-pixel U-Net + connected components (a step costs 1.8 x the processor time)        150   0.22  0.52
 # Losses are taken at a quarter of the input size: a sixteenth of the work.
 # Recipe: AdamW 1e-3, backbone x 0.6, decay 0.01, gradient norm 1, 20 steps of warm-up, poly 0.9, averaged weights.
