@@ -63,3 +63,19 @@ def stretches(same: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Half-open ranges of positions that are chained by `same` (N - 1,)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
     return [(int(a), int(b) + 1) for a, b in edges.reshape(-1, 2)]
+
+
+def merge(
+    member: NDArray, groups: int, labels: NDArray, areas: NDArray, scores: NDArray
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Label and score of every group: the class of its largest member (the lower one among equals), and the score
+    weighted by area (the plain mean where all members are empty). Sums are made in the order of the members.
+    """
+    largest = np.lexsort((labels, -areas, member))
+    first = np.ones(len(member), bool)
+    first[1:] = np.diff(member[largest]) > 0
+    weight = areas.astype(np.float64)
+    hollow = np.bincount(member, weight, groups) == 0
+    weight[hollow[member]] = 1.0
+    score = np.bincount(member, weight * scores, groups) / np.bincount(member, weight, groups)
+    return labels[largest[first]], score.astype(np.float32)

@@ -201,16 +201,7 @@ class MaskSet:
     @cached_property
     def boxes(self) -> NDArray[np.int64]:
         """(N, 2 * ndim) half-open bounding boxes `[start..., stop...]`; zeros for an empty object."""
-        ndim = len(self._shape)
-        boxes = np.zeros((len(self), 2 * ndim), np.int64)
-        filled = np.flatnonzero(np.diff(self._offsets))
-        if len(filled):
-            first = self._offsets[filled]
-            for axis in range(ndim):
-                last = -1 if axis == ndim - 1 else axis
-                boxes[filled, axis] = np.minimum.reduceat(self._runs[:, axis], first)
-                boxes[filled, ndim + axis] = np.maximum.reduceat(self._runs[:, last], first) + (axis < ndim - 1)
-        return _readonly(boxes)
+        return _readonly(rle.bounding_boxes(self._runs, self._offsets))
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -229,17 +220,7 @@ class MaskSet:
 
         By number, slice, integer array (repeats allowed) or boolean array (N,).
         """
-        if isinstance(index, int | np.integer):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"expected an object number below {len(self)}, got {index}")
-            chosen = np.array([index]) % len(self)
-        elif isinstance(index, slice):
-            chosen = np.arange(len(self))[index]
-        else:
-            chosen = np.asarray(index) if np.size(index) else np.zeros(0, np.int64)
-            if chosen.dtype == bool and chosen.shape != (len(self),):
-                raise ValueError(f"expected a boolean array of {len(self)}, got {chosen.shape}")
-            chosen = np.arange(len(self))[chosen]
+        chosen = rle.positions(index, len(self))
         counts = np.diff(self._offsets)[chosen]
         return MaskSet._trusted(
             self._shape,
@@ -321,17 +302,9 @@ class MaskSet:
             raise ValueError(f"expected {len(self)} integer groups, got {group.dtype} {group.shape}")
         names, member = np.unique(group, return_inverse=True)
         start, stop = self._flat()
-        largest = np.lexsort((self._labels, -self.areas, member))
-        first = np.ones(len(self), bool)
-        first[1:] = np.diff(member[largest]) > 0
-        weight = self.areas.astype(np.float64)
-        hollow = np.bincount(member, weight, len(names)) == 0
-        weight[hollow[member]] = 1.0
-        score = np.bincount(member, weight * self._scores, len(names)) / np.bincount(member, weight, len(names))
+        label, score = identity.merge(member, len(names), self._labels, self.areas, self._scores)
         owner = np.repeat(member, np.diff(self._offsets))
-        return MaskSet.from_flat(
-            self._shape, owner, start, stop, self._labels[largest[first]], score.astype(np.float32)
-        )
+        return MaskSet.from_flat(self._shape, owner, start, stop, label, score)
 
     def overlaps(self, other: MaskSet) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """All pairs that share a pixel: `(i, j, pixels)`, sorted; costs the runs that meet, not N x M.
@@ -367,8 +340,8 @@ class MaskSet:
     def to_dense(self) -> NDArray[np.bool_]:
         """(N, *shape) bool."""
         start, stop = self._flat()
-        base = self._owners() * self._flat_size
-        steps = np.zeros(len(self) * self._flat_size, np.int8)
+        base = self._owners() * rle.flat_size(self._shape)
+        steps = np.zeros(len(self) * rle.flat_size(self._shape), np.int8)
         steps[base + start] = 1
         steps[base + stop] = -1
         np.cumsum(steps, out=steps)
@@ -394,10 +367,6 @@ class MaskSet:
         if len(self._shape) != 2:
             raise ValueError(f"expected a picture for COCO run lengths, got a canvas {self._shape}")
         return run_lengths.encode(self._shape, self._owners(), *self._flat(), len(self))
-
-    @property
-    def _flat_size(self) -> int:
-        return rle.flat_size(self._shape)
 
     def _owners(self) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(self)), np.diff(self._offsets))

@@ -182,3 +182,31 @@ def crop(runs: NDArray, first: Ints, last: Ints, low: Ints, high: Ints) -> tuple
     found[:, -2] = np.maximum(found[:, -2], low[-1]) - low[-1]
     found[:, -1] = np.minimum(found[:, -1], high[-1]) - low[-1]
     return found, np.bincount(owner[inside], minlength=len(first))
+
+
+def bounding_boxes(runs: NDArray, offsets: NDArray) -> Ints:
+    """(N, 2 * ndim) half-open boxes `[start..., stop...]` of the objects; zeros for an empty one."""
+    ndim = runs.shape[1] - 1
+    boxes = np.zeros((len(offsets) - 1, 2 * ndim), np.int64)
+    filled = np.flatnonzero(np.diff(offsets))
+    if len(filled):
+        first = offsets[filled]
+        for axis in range(ndim):
+            last = -1 if axis == ndim - 1 else axis  # a run holds its last axis as start and stop
+            boxes[filled, axis] = np.minimum.reduceat(runs[:, axis], first)
+            boxes[filled, ndim + axis] = np.maximum.reduceat(runs[:, last], first) + (axis < ndim - 1)
+    return boxes
+
+
+def positions(index: int | slice | ArrayLike, count: int) -> Ints:
+    """Object numbers that `index` (number, slice, integers, or booleans (count,)) chooses among `count`."""
+    if isinstance(index, int | np.integer):
+        if not -count <= index < count:
+            raise IndexError(f"expected an object number below {count}, got {index}")
+        return np.array([index]) % count
+    if isinstance(index, slice):
+        return np.arange(count)[index]
+    chosen = np.asarray(index) if np.size(index) else np.zeros(0, np.int64)
+    if chosen.dtype == bool and chosen.shape != (count,):
+        raise ValueError(f"expected a boolean array of {count}, got {chosen.shape}")
+    return np.arange(count)[chosen]
