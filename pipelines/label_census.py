@@ -69,7 +69,7 @@ def _of_tables(paths: Sequence[str], class_column: str | None, default_class: st
             known = list(table.columns)
             hint = did_you_mean(column, known)
             raise InputError(f"{table.file}: no column '{column}'; there are {listing(known)}{hint}")
-        values.update(value for value in table.columns.get(column, ()) if not is_null(value))
+        values.update(value for value in table.columns.get(column or "", ()) if not is_null(value))
     if class_column:
         settings["class_column"] = class_column
     if default_class:
