@@ -8,6 +8,7 @@ import typer
 
 NAME = "models"
 EXAMPLE = "Example: maskbridge models --json"
+HEADLINES = ("foreground_iou", "miou", "pq", "f1_50", "box_f1_50")  # of the scores; `--json` has them all
 
 
 def command(
@@ -28,16 +29,9 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    columns = list(rows[0])
-    table = Table(*columns, box=None)
+    table = Table("reference", "aliases", *HEADLINES, "created", box=None)
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        scores = [f"{row['scores'][name]:.3f}" if name in row["scores"] else "-" for name in HEADLINES]
+        created = str(row.get("created", ""))[:16].replace("T", " ")
+        table.add_row(f"models:/{row['name']}/{row['version']}", ", ".join(row["aliases"]), *scores, created)
     Console().print(table)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, dict):
-        return "  ".join(f"{key} {_cell(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)

@@ -246,7 +246,7 @@ def test_models_as_table_and_as_json(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert json.loads(capsys.readouterr().out) == rows
     models.command()
     text = capsys.readouterr().out
-    assert all(word in text for word in ("crowns", "3", "champion", "pq 0.432"))
+    assert all(word in text for word in ("models:/crowns/3", "champion", "pq", "0.432"))
     rows.clear()
     models.command()
     seen = capsys.readouterr()
