@@ -8,7 +8,7 @@ import typer
 
 NAME = "models"
 EXAMPLE = "Example: maskbridge models --json"
-HEADLINES = ("foreground_iou", "miou", "pq", "f1_50", "box_f1_50")  # of the scores; `--json` has them all
+HEADLINES = ("miou", "pq", "f1_50", "box_f1_50")  # of the scores; `--json` has them all
 
 
 def command(
@@ -26,12 +26,12 @@ def command(
     if not rows:
         typer.echo("no model is registered yet; `maskbridge demo` registers one", err=True)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("reference", "aliases", *HEADLINES, "created", box=None)
+    # Plain columns, not a rich table: a reference cut to the terminal's width could not be copied.
+    table = [("reference", "aliases", *HEADLINES, "created")]
     for row in rows:
         scores = [f"{row['scores'][name]:.3f}" if name in row["scores"] else "-" for name in HEADLINES]
-        created = str(row.get("created", ""))[:16].replace("T", " ")
-        table.add_row(f"models:/{row['name']}/{row['version']}", ", ".join(row["aliases"]), *scores, created)
-    Console().print(table)
+        created = str(row.get("created", ""))[:10]
+        table.append((f"models:/{row['name']}/{row['version']}", ",".join(row["aliases"]), *scores, created))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
