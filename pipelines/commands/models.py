@@ -27,7 +27,7 @@ def command(
         typer.echo("no model is registered yet; `maskbridge demo` registers one", err=True)
         return
     # Plain columns, not a rich table: a reference cut to the terminal's width could not be copied.
-    table = [("reference", "aliases", *HEADLINES, "created")]
+    table: list[tuple[str, ...]] = [("reference", "aliases", *HEADLINES, "created")]
     for row in rows:
         scores = [f"{row['scores'][name]:.3f}" if name in row["scores"] else "-" for name in HEADLINES]
         created = str(row.get("created", ""))[:10]
