@@ -64,10 +64,14 @@ class _Watch:
     on_row: OnRow | None
 
     def of(self, preset: str, options: TrainOptions) -> Callable[[dict[str, float]], None]:
+        """A taker of history rows; the stage begins now, so that its clock does too."""
+        by_steps = options.steps is not None
+        total = float(options.steps or 60 * (options.minutes or 0))
+        if self.on_progress:
+            self.on_progress(f"train {preset}", 0, total)
+
         def row_came(row: dict[str, float]) -> None:
             if self.on_progress:
-                by_steps = options.steps is not None
-                total = float(options.steps or 60 * (options.minutes or 0))
                 done = min(row["step"] if by_steps else row["seconds"], total)
                 self.on_progress(f"train {preset}", done, total, loss=row.get("total"))
             if self.on_row:
