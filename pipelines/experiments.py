@@ -182,7 +182,7 @@ def _train_one(
     with closing(CropDataset(parts, data.adapter, options.crop, options.augment, options.seed)) as dataset:
         fitted = fit(model, criterion, dataset, options, checkpoints, on_row, resume=resume)
     task = "semantic" if model_config.architecture == "unet" else config.predict.task
-    settings = config.predict.model_copy(update={"task": task, "device": "auto", "precision": options.precision})
+    settings = config.predict.model_copy(update={"task": task})
 
     def make_predictor(lowest: float) -> Predictor:
         open_options = settings.model_copy(update={"score": lowest})

@@ -49,14 +49,15 @@ class Predictor:
         device = choose_device(self.options.device)
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "dtype", choose_precision(self.options.precision, device))
-        self.model.to(device).eval()
+        # One memory layout for every caller: sums in another order would move the last digits of a score.
+        self.model.to(device, memory_format=torch.channels_last).eval()
 
     def __call__(self, arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[TileResult]:
         """Predict tiles of one shape: `(array (C, h, w), valid (h, w) bool)` each."""
         valids = [valid for _, valid in arrays]
         size = (valids[0].shape[0], valids[0].shape[1])
         batch = torch.from_numpy(np.stack([self.adapter.inputs(a, v) for a, v in arrays]))
-        batch = _pad(batch).to(self.device)
+        batch = _pad(batch).to(self.device, memory_format=torch.channels_last)
         views = [self._view(batch, axes, size) for axes in FLIPS[self.options.tta]]
         results = []
         for index, valid in enumerate(valids):

@@ -202,6 +202,12 @@ def unknown_class(place: Place) -> list[str]:
     return place.train(place.labels(features), class_column="kind")
 
 
+def not_a_number(place: Place) -> list[str]:
+    feature = square(10, 10, kind="tree")
+    feature["geometry"]["coordinates"][0][2][0] = float("nan")
+    return place.train(place.labels([feature]), class_column="kind")
+
+
 def no_labels_file(place: Place) -> list[str]:
     return place.train(place.folder / "nowhere.geojson")
 
@@ -256,6 +262,7 @@ CASES = (
     Case("no YAML", no_yaml, ("config.yaml", "not a YAML file")),
     Case("labels that miss the scene", labels_elsewhere, ("labels.geojson",)),
     Case("an unknown class", unknown_class, ("labels.geojson", "palm", "3")),
+    Case("a polygon with NaN", not_a_number, ("labels.geojson", "NaN")),
     Case("no such labels", no_labels_file, ("nowhere.geojson", "no such file")),
     Case("nothing is labelled", unlabelled, ("scene.tif", "maskbridge predict")),
     Case("a plan is there already", plan_in_the_way, ("plan.yaml", "--overwrite")),

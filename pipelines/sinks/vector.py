@@ -87,6 +87,8 @@ def write_objects(
         with atomic_write(path) as temporary:
             try:
                 writers[path.suffix](frame, temporary)
+                if path.suffix == ".gpkg":
+                    _check_whole(temporary, len(frame), path)
             except WRITE_ERRORS as error:  # SQLite gives the room back before it says why
                 raise InputError(f"{path}: could not be written ({error}); is the disk full?") from error
         written.append(path)
@@ -123,3 +125,13 @@ def _write_geopackage(frame: geopandas.GeoDataFrame, path: Path) -> None:
         pyogrio.write_dataframe(
             frame, path, layer=LAYER, driver="GPKG", geometry_type="MultiPolygon", promote_to_multi=True
         )
+
+
+def _check_whole(written: Path, rows: int, name: Path) -> None:
+    """SQLite and GDAL can lose the layer on a full disk without a word; InputError where it is not all there."""
+    try:
+        found = pyogrio.read_info(written, layer=LAYER)["features"]
+    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError):
+        found = None
+    if found != rows:
+        raise InputError(f"{name}: could not be written whole ({found or 0} of {rows} objects); is the disk full?")

@@ -254,3 +254,26 @@ def test_ids_are_stable_under_scores() -> None:
     assert set(table(objects, place(), CLASSES)["id"]) == set(table(again, place(), CLASSES)["id"])
     assert len(set(objects.ids)) == len(objects)
     assert math.isclose(table(objects, place(), CLASSES)["area_m2"].sum(), objects.areas.sum() / 4)
+
+
+@pytest.mark.parametrize("count", [0, 5])
+@pytest.mark.parametrize("kilobytes", range(40, 120, 16))
+def test_a_package_that_lost_its_layer_is_not_passed_off_as_whole(tmp_path: Path, count: int, kilobytes: int) -> None:
+    masks = np.zeros((count, 40, 40), bool)
+    for index in range(count):
+        masks[index, index * 8 : index * 8 + 5, 3:9] = True
+    objects = MaskSet.from_dense(masks, np.zeros(count, np.int64))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, hard))
+    try:
+        write_objects(tmp_path, objects, None, ClassSet((Class("a"),)), names=("objects.gpkg",))
+        written = True
+    except InputError as error:
+        assert "objects.gpkg" in str(error) and "partial" not in str(error)
+        written = False
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    if written:
+        assert len(geopandas.read_file(tmp_path / "objects.gpkg", layer="objects")) == count
+    else:
+        assert not list(tmp_path.iterdir())
