@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-buildings test test-slow bench lint lock clean
+.PHONY: help setup demo demo-buildings test test-slow bench coverage lint lock clean
 
 help:                ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -43,6 +43,9 @@ test-slow: .venv/.ok ## kill matrices, full-size models, long overfits
 
 bench: .venv/.ok     ## timings and full trainings; results go to benchmarks/results
 	$(PY) -m benchmarks
+
+coverage: .venv/.ok  ## the quick tests again, with what they do not reach
+	$(PY) -m pytest -q -m "not slow" --cov --cov-report=term-missing:skip-covered
 
 lint: .venv/.ok      ## ruff, mypy, import-linter
 	.venv/bin/ruff check .

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]` runs the named benchmarks, or says which there are."""
+"""`python -m benchmarks [NAME ...]` runs the named benchmarks, or all of them."""
 
 import importlib
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem != "record")
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:]
+    wanted = sys.argv[1:] or NAMES
     unknown = [name for name in wanted if name not in NAMES]
-    if unknown or not wanted:
-        sys.exit(f"usage: python -m benchmarks NAME ...   with NAME among: {', '.join(NAMES)}")
+    if unknown:
+        sys.exit(f"{', '.join(unknown)}: no such benchmark; there are {', '.join(NAMES)}")
     for name in wanted:
         importlib.import_module(f"benchmarks.{name}").main()
