@@ -50,7 +50,7 @@ class Predictor:
         object.__setattr__(self, "device", device)
         object.__setattr__(self, "dtype", choose_precision(self.options.precision, device))
         # One memory layout for every caller: sums in another order would move the last digits of a score.
-        self.model.to(device, memory_format=torch.channels_last).eval()
+        self.model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def __call__(self, arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[TileResult]:
         """Predict tiles of one shape: `(array (C, h, w), valid (h, w) bool)` each."""
