@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,14 +101,15 @@ def regions(ids: np.ndarray, classes: int) -> MaskSet:
 def predict_in_memory(
     source: Any,
     predictor: Predictor,
-    threshold: float,
+    thresholds: Mapping[str, float],
     on_band: Band | None = None,
     on_tile: Callable[[int, int], None] | None = None,
 ) -> tuple[Assembled, np.ndarray]:
     """Predict a whole source (or a view of one) at once: the objects and the (H, W) uint8 class map.
 
     For evaluation, where the truth is in memory anyway. `on_band` sees the probabilities too, `on_tile` how many
-    tiles of how many are done.
+    tiles of how many are done. Of a per-pixel network objects are regions of the class map, at a threshold of their
+    own where `thresholds` has one: at the best IoU, neighbours flow together.
     """
     options = predictor.options
     assert options.tile is not None and options.overlap is not None, "settled options"
@@ -117,10 +118,19 @@ def predict_in_memory(
     def write(window: Window, band: np.ndarray) -> None:
         ids[window] = band
 
-    mapper = ClassMapper(source, predictor.adapter, threshold, write)
+    semantic = thresholds.get("semantic", DEFAULT_SEMANTIC)
+    mapper = ClassMapper(source, predictor.adapter, semantic, write)
+    separate = np.zeros(source.shape, np.uint8) if "regions" in thresholds else ids
+
+    def write_separate(window: Window, band: np.ndarray) -> None:
+        separate[window] = band
+
+    apart = ClassMapper(source, predictor.adapter, thresholds.get("regions", semantic), write_separate)
 
     def both(window: Window, probabilities: np.ndarray) -> None:
         mapper(window, probabilities)
+        if separate is not ids:
+            apart(window, probabilities)
         if on_band:
             on_band(window, probabilities)
 
@@ -134,6 +144,6 @@ def predict_in_memory(
 
     scene = assemble(results(), grid, predictor.adapter, options, both)
     if options.task == "semantic":
-        found = limit(regions(ids, len(predictor.adapter.classes)), options)
+        found = limit(regions(separate, len(predictor.adapter.classes)), options)
         scene = Assembled(found.canonical(), scene.ambiguous_links)
     return scene, ids

@@ -18,7 +18,7 @@ from torch import nn
 
 from maskformer.config import ModelConfig
 from maskformer.losses import build_criterion
-from pipelines.assembly import DEFAULT_SEMANTIC, predict_in_memory
+from pipelines.assembly import predict_in_memory
 from pipelines.bundle import load_bundle, save_bundle
 from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
 from pipelines.datasets import CropDataset, Part
@@ -159,8 +159,7 @@ def score(
     parts = []
     for place in places:
         source, truth = data.view(place)
-        threshold = thresholds.get("semantic", DEFAULT_SEMANTIC)
-        scene, ids = predict_in_memory(source, predictor, threshold, on_tile=on_tile)
+        scene, ids = predict_in_memory(source, predictor, thresholds, on_tile=on_tile)
         boxes = data.scenes[place.item].box_labels
         parts.append(evaluate_scene(scene.objects, ids, truth, data.adapter.classes, boxes, data.adapter.covers))
     return combine(parts)

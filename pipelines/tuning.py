@@ -1,7 +1,8 @@
-"""Two thresholds, chosen on the validation part and carried in the bundle.
+"""Thresholds, chosen on the validation part and carried in the bundle.
 
 `semantic`: a pixel is "nothing" where no class reaches it; the value with the best mean IoU.
 `score`: objects below are left out; the value with the best object F1 at IoU 0.5.
+`regions`: the same for a per-pixel network, whose objects are the regions where a class reaches it.
 The same choice is made for the mask model and for the per-pixel baseline, or the comparison would not be fair.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from adapters.base import Annotation, DomainAdapter
 from maskformer.masks import MaskSet
-from pipelines.assembly import DEFAULT_SEMANTIC, Window, predict_in_memory
+from pipelines.assembly import DEFAULT_SEMANTIC, Window, class_map, limit, predict_in_memory, regions
 from pipelines.metrics import box_f1, f1
 from pipelines.predictor import DEFAULT_SCORE, Predictor
 
@@ -70,26 +71,45 @@ def tune(
         return chosen
     curve = ThresholdCurve(len(adapter.classes))
     predictor = make_predictor(LOWEST_SCORE)
+    per_pixel = predictor.options.task == "semantic"
+    measure = box_f1 if box_labels else f1
     pairs = []
+    by_threshold: list[list[float]] = [[] for _ in SCORES]
     for source, annotation in places:
         truth, counted = truth_map(annotation)
+        kept: list[np.ndarray] = []
 
         def on_band(
-            window: Window, probabilities: np.ndarray, s: Any = source, t: Any = truth, c: Any = counted
+            window: Window, probabilities: np.ndarray, s: Any = source, t: Any = truth, c: Any = counted, k: Any = kept
         ) -> None:
             curve.add(probabilities, t[window], c[window] & s.read(window)[1])
+            if per_pixel:
+                k.append(probabilities.astype(np.float16))
 
-        scene, _ = predict_in_memory(source, predictor, DEFAULT_SEMANTIC, on_band, on_tile)
+        scene, _ = predict_in_memory(source, predictor, {}, on_band, on_tile)
         pairs.append((scene.objects, annotation.objects))
+        if per_pixel:
+            _, valid = source.read(tuple(slice(0, n) for n in source.shape))
+            for scores, threshold in zip(by_threshold, SCORES, strict=True):
+                ids = class_map(np.concatenate(kept, axis=1), valid, adapter, threshold)
+                found = limit(regions(ids, len(adapter.classes)), predictor.options)
+                scores.append(measure(found, annotation.objects))
     chosen["semantic"] = curve.best()
-    if predictor.options.task != "semantic" and any(len(truth) for _, truth in pairs):
-        chosen["score"] = best_score(pairs, box_f1 if box_labels else f1)
+    if not any(len(truth) for _, truth in pairs):
+        return chosen
+    if per_pixel:
+        chosen["regions"] = _middle_of_best([float(np.mean(scores)) for scores in by_threshold])
+    else:
+        chosen["score"] = best_score(pairs, measure)
     return chosen
 
 
 def best_score(pairs: Sequence[tuple[MaskSet, MaskSet]], measure: Callable[[MaskSet, MaskSet], float]) -> float:
     """The score limit with the highest mean `measure(prediction, truth)`; the middle of a plateau."""
-    means = [np.mean([measure(p[p.scores >= limit], t) for p, t in pairs]) for limit in SCORES]
+    return _middle_of_best([float(np.mean([measure(p[p.scores >= limit], t) for p, t in pairs])) for limit in SCORES])
+
+
+def _middle_of_best(means: list[float]) -> float:
     plateau = np.flatnonzero(np.isclose(means, np.max(means)))
     return round(float(SCORES[plateau[len(plateau) // 2]]), 2)
 
