@@ -17,7 +17,7 @@ from pipelines.experiments import train
 
 CONFIG = ROOT / "flows" / "demos" / "crowns.yaml"
 SEEDS = (0, 1, 2)
-RATES = (3e-3, 1e-3)
+RATES = (1e-3, 3e-3)
 KEYS = ("foreground_iou", "iou", "f1_50", "box_f1_50", "pq", "ap50")
 
 
