@@ -24,6 +24,8 @@ from pipelines.provenance import versions
 from pipelines.report import ReportData, ScoreRow, band_statistics, label_overview, overview, write_report
 from pipelines.scene import ScenePlan
 
+# In this order: what is asked first stands first.
+SHOWN = ("foreground_iou", "miou", "f1_50", "f1_75", "box_f1_50", "pq", "sq", "rq", "ap", "ap50", "box_ap50")
 TRIVIAL_NAMES = {
     "all_background": "trivial: nothing anywhere",
     "all_foreground": "trivial: everything",
@@ -104,8 +106,10 @@ def trained_statistics(channels: ChannelSet) -> dict[str, tuple[float, float]]:
 
 
 def _row(name: str, scores: dict[str, Any], training: dict[str, Any]) -> ScoreRow:
-    metrics = {key: value for key, value in scores.items() if isinstance(value, int | float)}
-    facts = {key: value for key, value in training.items() if key not in ("seconds", "seed")}
+    # With one class the mean over classes is that class, and the table needs its room.
+    repeated = {"miou"} if len(scores.get("per_class", {})) == 1 else set()
+    metrics = {key: scores[key] for key in SHOWN if key in scores and key not in repeated}
+    facts = {key: training[key] for key in ("steps", "learning_rate") if key in training}
     if "seconds" in training:
         facts["minutes"] = round(training["seconds"] / 60, 2)
     return ScoreRow(name, metrics, scores.get("per_class", {}), facts)
