@@ -108,8 +108,8 @@ def trained_statistics(channels: ChannelSet) -> dict[str, tuple[float, float]]:
 def _row(name: str, scores: dict[str, Any], training: dict[str, Any]) -> ScoreRow:
     # With one class the mean over classes is that class, and the table needs its room.
     repeated = {"miou"} if len(scores.get("per_class", {})) == 1 else set()
-    metrics = {key: scores[key] for key in SHOWN if key in scores and key not in repeated}
-    facts = {key: training[key] for key in ("steps", "learning_rate") if key in training}
+    metrics: dict[str, Any] = {key: scores[key] for key in SHOWN if key in scores and key not in repeated}
+    facts: dict[str, Any] = {key: training[key] for key in ("steps", "learning_rate") if key in training}
     if "seconds" in training:
         facts["minutes"] = round(training["seconds"] / 60, 2)
     return ScoreRow(name, metrics, scores.get("per_class", {}), facts)
@@ -136,4 +136,5 @@ def _areas(path: Path) -> tuple[np.ndarray, str]:
 
 
 def _model_name(plan: ScenePlan) -> str:
-    return f"{plan.reference}, version {plan.model_version}" if plan.model_version else plan.reference
+    told = plan.model_version is None or plan.reference.endswith(f"/{plan.model_version}")
+    return plan.reference if told else f"{plan.reference}, version {plan.model_version}"
