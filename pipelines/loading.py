@@ -7,6 +7,7 @@ indices and, as a sample depends on its index alone, sees the same samples whate
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -50,7 +51,7 @@ def batches(
         batch_sampler=_Indices(batch, start, rank, world),
         num_workers=workers,
         collate_fn=_pack if workers else _collate,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # else the loader draws from the generator that dropout uses
         pin_memory=torch.cuda.is_available(),
     )
@@ -90,8 +91,14 @@ def _unpack(packed: PackedTarget) -> Target:
     return Target(torch.from_numpy(packed.labels), planes[:-1], planes[-1])
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a service manager's SIGTERM reach every process of the group. A worker that died of it would
-    take the step in flight with it; the parent saves first, then ends its workers itself."""
+def _begin_worker(worker: int) -> None:
+    """Leave the parent's signals and the parent's exit hooks to the parent.
+
+    Ctrl-C and a service manager's SIGTERM reach every process of the group. A worker that died of it would
+    take the step in flight with it; the parent saves first, then ends its workers itself.
+    Exit hooks of threads (Prefect registers some) fail in a fork, which has none of those threads: the worker would end
+    with exit code 1, and torch would raise that in the parent in the middle of whatever it does then.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    getattr(threading, "_threading_atexits", []).clear()

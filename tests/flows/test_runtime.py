@@ -46,7 +46,9 @@ def test_runs_are_kept_in_the_named_home_and_the_server_is_gone_afterwards(
         urllib.request.urlopen(f"{address}/health", timeout=2)
     assert (PREFECT_API_URL.value(), PREFECT_HOME.value()) == before
     assert doubles(3) == 6, "the earlier server serves again"
-    assert "".join(capfd.readouterr()) == "", "an embedded server is not heard of"
+    # On a busy machine Prefect's own worker warns that it is still sending; that is no word of the server's.
+    heard = [line for line in "".join(capfd.readouterr()).splitlines() if "Still processing items" not in line]
+    assert not heard, "an embedded server is not heard of"
 
 
 def test_task_runs_are_waited_for() -> None:
