@@ -58,4 +58,4 @@ lock: .venv/.ok      ## resolve pyproject.toml again into requirements.lock
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock
 
 clean:               ## remove what runs leave behind, not the environment
-	rm -rf demo-output mlruns mlflow.db .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf demo-output mlruns mlflow.db .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist *.egg-info

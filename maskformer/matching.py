@@ -23,7 +23,7 @@ from maskformer.targets import Target
 
 logger = logging.getLogger(__name__)
 
-ALPHA, GAMMA = 0.25, 2.0  # of the focal loss; γ = 2 is written as a square below
+ALPHA = 0.25  # of the focal loss; its γ = 2 is written as a square below
 
 
 class Match(NamedTuple):

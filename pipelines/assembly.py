@@ -78,6 +78,31 @@ class ClassMapper:
         self.write(window, class_map(probabilities, valid, self.adapter, self.threshold))
 
 
+class RegionMapper:
+    """Objects of a per-pixel task: the regions of a class map of the whole scene, held in memory (1 byte a pixel).
+
+    Cut at `thresholds["regions"]` where there is one, else as the class map is: at the best IoU, neighbours flow
+    together.
+    """
+
+    def __init__(self, source: Any, adapter: DomainAdapter, thresholds: Mapping[str, float]) -> None:
+        self.ids = np.zeros(source.shape, np.uint8)
+        self.classes = len(adapter.classes)
+        threshold = thresholds.get("regions", thresholds.get("semantic", DEFAULT_SEMANTIC))
+        self._mapper = ClassMapper(source, adapter, threshold, self._write)
+
+    def __call__(self, window: Window, probabilities: np.ndarray) -> None:
+        self._mapper(window, probabilities)
+
+    def replace_objects(self, scene: Assembled, options: PredictOptions) -> Assembled:
+        """The scene with the regions for objects."""
+        found = limit(regions(self.ids, self.classes), options)
+        return Assembled(found.canonical(), scene.ambiguous_links)
+
+    def _write(self, window: Window, band: np.ndarray) -> None:
+        self.ids[window] = band
+
+
 def class_map(probabilities: np.ndarray, valid: np.ndarray, adapter: DomainAdapter, threshold: float) -> np.ndarray:
     """(K, h, w) probabilities → (h, w) uint8 class ids; 0 where nothing reaches `threshold`, 255 where invalid."""
     best = probabilities.argmax(0)
@@ -108,8 +133,7 @@ def predict_in_memory(
     """Predict a whole source (or a view of one) at once: the objects and the (H, W) uint8 class map.
 
     For evaluation, where the truth is in memory anyway. `on_band` sees the probabilities too, `on_tile` how many
-    tiles of how many are done. Of a per-pixel network objects are regions of the class map, at a threshold of their
-    own where `thresholds` has one: at the best IoU, neighbours flow together.
+    tiles of how many are done.
     """
     options = predictor.options
     assert options.tile is not None and options.overlap is not None, "settled options"
@@ -118,19 +142,13 @@ def predict_in_memory(
     def write(window: Window, band: np.ndarray) -> None:
         ids[window] = band
 
-    semantic = thresholds.get("semantic", DEFAULT_SEMANTIC)
-    mapper = ClassMapper(source, predictor.adapter, semantic, write)
-    separate = np.zeros(source.shape, np.uint8) if "regions" in thresholds else ids
-
-    def write_separate(window: Window, band: np.ndarray) -> None:
-        separate[window] = band
-
-    apart = ClassMapper(source, predictor.adapter, thresholds.get("regions", semantic), write_separate)
+    mapper = ClassMapper(source, predictor.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), write)
+    mapped = RegionMapper(source, predictor.adapter, thresholds) if options.task == "semantic" else None
 
     def both(window: Window, probabilities: np.ndarray) -> None:
         mapper(window, probabilities)
-        if separate is not ids:
-            apart(window, probabilities)
+        if mapped:
+            mapped(window, probabilities)
         if on_band:
             on_band(window, probabilities)
 
@@ -143,7 +161,4 @@ def predict_in_memory(
                 on_tile(done, len(grid))
 
     scene = assemble(results(), grid, predictor.adapter, options, both)
-    if options.task == "semantic":
-        found = limit(regions(separate, len(predictor.adapter.classes)), options)
-        scene = Assembled(found.canonical(), scene.ambiguous_links)
-    return scene, ids
+    return (mapped.replace_objects(scene, options) if mapped else scene), ids

@@ -96,7 +96,9 @@ class PredictOptions(Strict):
 
     tile: int | None = Field(None, gt=0, description="tile side, pixels")
     overlap: int | None = Field(None, ge=0, description="pixels neighbouring tiles share")
-    task: Literal["semantic", "instance", "panoptic"] = "instance"
+    task: Literal["semantic", "instance", "panoptic"] | None = Field(
+        None, description="default: what the model was scored on, else by its classes"
+    )
     score: float | None = Field(
         None, ge=0, le=1, description="objects below are left out; default: tuned in training, else 0.5"
     )
@@ -159,7 +161,8 @@ def load_config(path: str | Path) -> RunConfig:
 
 def save_config(config: RunConfig, path: str | Path) -> None:
     """Write `config` so that `load_config` gives it back."""
-    text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json", exclude_defaults=True)  # keeps a null that switches something off
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     Path(path).write_text(text, encoding="utf-8")
 
 

@@ -16,15 +16,17 @@ from typing import Any
 
 from torch import nn
 
+from adapters.errors import InputError
 from maskformer.config import ModelConfig
 from maskformer.losses import build_criterion
 from pipelines.assembly import predict_in_memory
 from pipelines.bundle import load_bundle, save_bundle
+from pipelines.checkpoints import NAME as CHECKPOINT
 from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
 from pipelines.datasets import CropDataset, Part
 from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
 from pipelines.labelled import LabelledData
-from pipelines.predictor import Predictor, settle
+from pipelines.predictor import Predictor, default_task, settle
 from pipelines.sinks.folder import atomic_write
 from pipelines.splits import Place
 from pipelines.starting import build
@@ -51,6 +53,7 @@ class Trained:
     model: nn.Module
     config: ModelConfig
     options: TrainOptions
+    predict: PredictOptions
     fitted: FitResult
     thresholds: dict[str, float]
     scores: dict[str, Any]
@@ -100,9 +103,13 @@ def train(
     """Train the config's model and its baseline; leave `out/bundle/`, `out/baseline/` and `out/metrics.json`."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    config = _changed(config, minutes, seed)
+    config = changed(config, minutes, seed)
     watch = _Watch(on_progress, on_row)
+    if resume and not (out / "checkpoints" / CHECKPOINT).exists():
+        raise InputError(f"{out}: nothing to resume; no checkpoint of an earlier run is there")
     with LabelledData(config) as data:
+        if not data.split.train:
+            raise InputError(f"{config.data[0].source}: the split leaves nothing to train on; see `split` and `role`")
         trained = _train_one(config, config.model, config.train, data, out / "checkpoints", resume, watch)
         baselines: dict[str, Any] = {"trivial": _trivial(data)}
         beside = None
@@ -133,7 +140,10 @@ def evaluate(
     with LabelledData(config) as data:
         places = data.split.test or _everything(data)
         tiles = _Watch(on_progress, None).tiles("score")
-        scores = score(bundle.build(), data, places, config.predict, bundle.thresholds, tiles)
+        options = config.predict.model_copy(
+            update={"task": config.predict.task or bundle.provenance.get("task") or default_task(bundle.adapter)}
+        )
+        scores = score(bundle.build(), data, places, options, bundle.thresholds, tiles)
         scores["baseline"] = {"trivial": _trivial(data)}
         beside = Path(bundle.folder).parent / "baseline"
         if (beside / "bundle.json").exists():
@@ -179,9 +189,12 @@ def _train_one(
     parts = [Part(data.scenes[p.item].path, data.scenes[p.item].annotations, p.window) for p in split.train]
     criterion, on_row = build_criterion(model_config), watch.of(wanted.preset, options)
     with closing(CropDataset(parts, data.adapter, options.crop, options.augment, options.seed)) as dataset:
-        fitted = fit(model, criterion, dataset, options, checkpoints, on_row, resume=resume)
+        # The earlier run may have ended before this network's turn came.
+        begun = resume and (checkpoints / CHECKPOINT).exists()
+        fitted = fit(model, criterion, dataset, options, checkpoints, on_row, resume=begun)
+    # Objects of a per-pixel network are the regions of its class map.
     task = "semantic" if model_config.architecture == "unet" else config.predict.task
-    settings = config.predict.model_copy(update={"task": task})
+    settings = config.predict.model_copy(update={"task": task or default_task(data.adapter)})
 
     def make_predictor(lowest: float) -> Predictor:
         open_options = settings.model_copy(update={"score": lowest})
@@ -192,7 +205,7 @@ def _train_one(
         [data.view(p) for p in split.validation], data.adapter, make_predictor, boxes, watch.tiles("tune")
     )
     scores = score(model, data, split.test or _everything(data), settings, thresholds, watch.tiles("score"))
-    return Trained(model, model_config, options, fitted, thresholds, scores)
+    return Trained(model, model_config, options, settings, fitted, thresholds, scores)
 
 
 def _baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:
@@ -219,7 +232,8 @@ def _everything(data: LabelledData) -> list[Place]:
     ]
 
 
-def _changed(config: RunConfig, minutes: float | None, seed: int | None) -> RunConfig:
+def changed(config: RunConfig, minutes: float | None, seed: int | None) -> RunConfig:
+    """The config with another length or seed, as given on the command line."""
     update: dict[str, Any] = {}
     if minutes is not None:
         update |= {"minutes": minutes, "steps": None}
@@ -251,6 +265,7 @@ def _save(
 ) -> Path:
     provenance = {
         "name": data.config.name,
+        "task": trained.predict.task,
         "training": _training_facts(trained),
         "history": trained.fitted.history,
         "baseline_history": beside.fitted.history if beside else [],

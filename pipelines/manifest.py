@@ -21,17 +21,6 @@ if TYPE_CHECKING:  # training takes the stopwatch and the versions from here, an
     from pipelines.assembly import Assembled
     from pipelines.scene import ScenePlan
 
-LIBRARIES = (
-    "torch",
-    "timm",
-    "rasterio",
-    "numpy",
-    "scipy",
-    "prefect",
-    "mlflow",
-    "segmentation-models-pytorch",
-)
-
 
 @dataclass
 class Stopwatch:

@@ -9,16 +9,17 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
-import rasterio
 
 from adapters.errors import InputError
 from pipelines.annotations.options import LabelOptions
-from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, assemble, limit, regions
+from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, RegionMapper, Window, assemble
 from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions
 from pipelines.manifest import Stopwatch, write_manifest
@@ -85,8 +86,8 @@ def work_folder(plan: ScenePlan, out: str | Path) -> Path:
 
 def discard_shards(work: Path) -> None:
     """Remove a finished scene's shards, and the folder they share with other scenes when it is empty."""
-    shutil.rmtree(work)
-    if not any(work.parent.iterdir()):
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):  # another scene's shards may be there, or come at this very moment
         work.parent.rmdir()
 
 
@@ -112,17 +113,19 @@ def finish_scene(
 
 
 def _assemble_to_disk(plan: ScenePlan, work: Path, path: Path, source: Any, bundle: Bundle) -> Assembled:
-    classes = bundle.adapter.classes
-    threshold = bundle.thresholds.get("semantic", DEFAULT_SEMANTIC)
+    classes, thresholds = bundle.adapter.classes, bundle.thresholds
     with SemanticSink(path, plan.shape, source.geometry, classes) as sink:
-        mapper = ClassMapper(source, bundle.adapter, threshold, sink.write)
-        scene = assemble(read_shards(plan, work), plan.grid, bundle.adapter, plan.options, mapper)
+        mapper = ClassMapper(source, bundle.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), sink.write)
+        regions = RegionMapper(source, bundle.adapter, thresholds) if plan.options.task == "semantic" else None
+
+        def on_band(window: Window, probabilities: np.ndarray) -> None:
+            mapper(window, probabilities)
+            if regions:
+                regions(window, probabilities)
+
+        scene = assemble(read_shards(plan, work), plan.grid, bundle.adapter, plan.options, on_band)
         sink.commit()
-    if plan.options.task == "semantic":
-        with rasterio.open(path) as written:
-            found = limit(regions(written.read(1), len(classes)), plan.options)
-        scene = Assembled(found.canonical(), scene.ambiguous_links)
-    return scene
+    return regions.replace_objects(scene, plan.options) if regions else scene
 
 
 def warnings_for(source: Any, scene: Assembled) -> list[str]:

@@ -5,7 +5,7 @@ array, valid → adapter.inputs → pad to 32 → model → MaskSet + probabilit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from maskformer import inference
 from maskformer.masks import MaskSet
 from pipelines.config import PredictOptions
 from pipelines.consensus import agree
-from pipelines.devices import choose_device, choose_precision
+from pipelines.devices import PRECISIONS, choose_device, choose_precision
 
 STRIDE = 32  # the coarsest feature map; the forward never pads, so the sides must divide by it
 DEFAULT_SCORE = 0.5
@@ -75,7 +75,9 @@ class Predictor:
         picture[..., :height, :width] = batch[..., :height, :width].flip(axes) if axes else batch[..., :height, :width]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             prediction = self.model(picture)
-        probabilities = inference.semantic(prediction, size, valid=size).float().cpu().numpy()
+        # Layered classes do not compete for a pixel.
+        combine = "noisy-or" if self.adapter.overlap == "layered" else "sum"
+        probabilities = inference.semantic(prediction, size, valid=size, combine=combine).float().cpu().numpy()
         objects = self._objects(prediction, size)
         if axes:
             probabilities = np.flip(probabilities, axes)
@@ -86,21 +88,39 @@ class Predictor:
         score = DEFAULT_SCORE if self.options.score is None else self.options.score
         thing = self.adapter.classes.is_thing
         if self.options.task == "panoptic":
-            return inference.panoptic(prediction, size, valid=size, thing=thing, score=score)
+            # Where the classes leave ground uncovered, a segment may not take pixels outside its own mask.
+            inside = not self.adapter.covers
+            return inference.panoptic(prediction, size, valid=size, thing=thing, score=score, inside_mask=inside)
         if self.options.task == "semantic":  # objects come from the finished class map, see assembly
             return [MaskSet.empty(size) for _ in range(len(prediction[0]))]
         return inference.instances(prediction, size, valid=size, score=score, thing=thing)
 
 
-def settle(options: PredictOptions, adapter: DomainAdapter, thresholds: dict[str, float]) -> PredictOptions:
-    """Fill in what the user left open: the adapter's grid, the bundle's tuned score."""
+def settle(
+    options: PredictOptions, adapter: DomainAdapter, thresholds: Mapping[str, float], task: str | None = None
+) -> PredictOptions:
+    """Fill in what the user left open: the adapter's grid, the bundle's tuned score and `task`, this machine's device.
+
+    What `auto` stands for is settled here, so that it is part of a plan's key: shards of another precision do not mix.
+    """
+    device = choose_device(options.device)
+    precision = choose_precision(options.precision, device)
     return options.model_copy(
         update={
+            "task": options.task or task or default_task(adapter),
+            "device": str(device),
+            "precision": next(name for name, dtype in PRECISIONS.items() if dtype == precision),
             "tile": options.tile or adapter.tile,
             "overlap": adapter.tile_overlap if options.overlap is None else options.overlap,
             "score": thresholds.get("score", DEFAULT_SCORE) if options.score is None else options.score,
         }
     )
+
+
+def default_task(adapter: DomainAdapter) -> str:
+    """Things alone are instances, stuff alone is semantic, both together panoptic."""
+    things = adapter.classes.is_thing
+    return "instance" if all(things) else "panoptic" if any(things) else "semantic"
 
 
 def batched(tiles: Iterator[Any], size: int, shape: Any) -> Iterator[list[Any]]:

@@ -53,10 +53,9 @@ class ScenePlan(Strict):
     @property
     def shards(self) -> tuple[range, ...]:
         """Tile numbers of each shard: whole rows of tiles, at least `shard_tiles` of them."""
-        tiles = self.grid.tiles
-        columns = sum(tile.index[0] == 0 for tile in tiles)
+        tiles, columns = len(self.grid), self.grid.counts[1]
         step = columns * -(-self.options.shard_tiles // columns)
-        return tuple(range(start, min(start + step, len(tiles))) for start in range(0, len(tiles), step))
+        return tuple(range(start, min(start + step, tiles)) for start in range(0, tiles, step))
 
     @property
     def key(self) -> str:
@@ -98,7 +97,7 @@ def plan_scene(
         model_digest=bundle.digest,
         model_version=bundle.version,
         reference=str(model),
-        options=settle(options, bundle.adapter, bundle.thresholds),
+        options=settle(options, bundle.adapter, bundle.thresholds, bundle.provenance.get("task")),
         labels=labels,
         label_options=label_options,
     )

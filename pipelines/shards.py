@@ -19,7 +19,7 @@ import numpy as np
 from maskformer.masks import MaskSet
 from pipelines.bundle import load_bundle
 from pipelines.config import PredictOptions
-from pipelines.grid import Grid, Tile
+from pipelines.grid import Tile
 from pipelines.predictor import Predictor, TileResult, batched
 from pipelines.scene import ScenePlan, open_scene
 from pipelines.sinks.folder import atomic_write, sha256
@@ -32,7 +32,8 @@ def predict_shard(plan: ScenePlan, number: int, work: Path, tile_done: Callable[
     if is_finished(plan, number, work):
         return False
     predictor = _predictor(plan.model, plan.model_digest, plan.options.model_dump_json())
-    tiles = [plan.grid.tiles[index] for index in plan.shards[number]]
+    every = plan.grid.tiles
+    tiles = [every[index] for index in plan.shards[number]]
     with open_scene(plan, predictor.adapter) as source:
         results = []
         for _, result in predict_tiles(source, tiles, predictor):
@@ -67,9 +68,10 @@ def is_finished(plan: ScenePlan, number: int, work: Path) -> bool:
 
 def read_shards(plan: ScenePlan, work: Path) -> Iterator[tuple[Tile, TileResult]]:
     """All tiles of the scene in row-major order."""
+    tiles = plan.grid.tiles
     for number, indices in enumerate(plan.shards):
         with np.load(_paths(work, number)[0], allow_pickle=False) as stored:
-            yield from zip((plan.grid.tiles[i] for i in indices), _unpack(stored, plan.grid), strict=True)
+            yield from zip((tiles[i] for i in indices), _unpack(stored), strict=True)
 
 
 def _read(source: Any, tiles: list[Tile]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -113,7 +115,7 @@ def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult]) 
         Path(temporary).write_text(json.dumps({"key": plan.key, "sha256": sha256(data)}))
 
 
-def _unpack(stored: Any, grid: Grid) -> Iterator[TileResult]:
+def _unpack(stored: Any) -> Iterator[TileResult]:
     counts, sizes = stored["counts"], stored["sizes"]
     runs, labels, scores, probabilities = (stored[n] for n in ("runs", "labels", "scores", "probabilities"))
     offsets = np.concatenate([[0], np.cumsum(sizes)])

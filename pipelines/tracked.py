@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig, save_config
-from pipelines.experiments import Outcome, train
+from pipelines.experiments import Outcome, changed, train
 from pipelines.tracking import register, track
 
 
@@ -23,9 +23,16 @@ class TrackedOutcome:
 
 
 def train_tracked(
-    config: RunConfig, out: str | Path, *, on_progress: Callable[..., None] | None = None, **settings: Any
+    config: RunConfig,
+    out: str | Path,
+    *,
+    minutes: float | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    on_progress: Callable[..., None] | None = None,
 ) -> TrackedOutcome:
-    """`pipelines.experiments.train` inside an MLflow run; `settings` go to it."""
+    """`pipelines.experiments.train` inside an MLflow run, which records the config as it was run."""
+    config = changed(config, minutes, seed)
     tracking = config.tracking
     with track(config.name, experiment=tracking.experiment, uri=tracking.uri) as run:
         run.params(config.model_dump(mode="json", exclude={"adapter", "data"}))
@@ -33,7 +40,7 @@ def train_tracked(
         def on_row(preset: str, row: dict[str, float]) -> None:
             run.metrics({f"{preset}/{key}": value for key, value in row.items() if key != "step"}, int(row["step"]))
 
-        outcome = train(config, out, on_progress=on_progress, on_row=on_row, **settings)
+        outcome = train(config, out, resume=resume, on_progress=on_progress, on_row=on_row)
         run.metrics(final_scores(outcome))
         save_config(config, Path(out) / "config.yaml")
         for name in ("config.yaml", "metrics.json"):

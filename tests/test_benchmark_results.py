@@ -18,5 +18,15 @@ def test_result_says_where_it_comes_from(path: Path) -> None:
         )
 
 
+def test_the_demo_learns_on_every_seed() -> None:
+    record = json.loads((RESULTS / "demo_seeds.json").read_text())
+    trivial = max(row["foreground_iou"] for row in record["trivial"].values())
+    assert len(record["mask_model"]) == 3
+    assert min(row["foreground_iou"] for row in record["mask_model"]) >= trivial + 0.15
+    for unet in record["unet"].values():
+        for mine, theirs in zip(record["mask_model"], unet, strict=True):
+            assert abs(mine["seconds"] / theirs["seconds"] - 1) <= 0.05, "the same wall-clock for both"
+
+
 def test_there_are_results() -> None:
     assert list(RESULTS.glob("*.json"))

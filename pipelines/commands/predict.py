@@ -27,8 +27,9 @@ def command(
         typer.Option(min=0, help="Pixels that neighbouring tiles share. [default: the model's]", show_default=False),
     ] = None,
     task: Annotated[
-        Literal["semantic", "instance", "panoptic"], typer.Option(help="What is asked of the model.")
-    ] = "instance",
+        Literal["semantic", "instance", "panoptic"] | None,
+        typer.Option(help="What is asked of the model. [default: what it was scored on]", show_default=False),
+    ] = None,
     score: Annotated[
         float | None,
         typer.Option(
@@ -93,8 +94,12 @@ def command(
 
     try:
         with Progress() as progress:
+            written: set[Path] = set()
             for source in sources:
-                result = predict_scene(source, model, out, options, overwrite=overwrite, on_progress=progress)
+                # Overwriting is for earlier runs: two scenes of one name in this one still get two folders.
+                fresh = overwrite and out / Path(source).stem not in written
+                result = predict_scene(source, model, out, options, overwrite=fresh, on_progress=progress)
+                written.add(result)
                 typer.echo(str(result))
     finally:
         _remove_empty(out / ".shards", out)

@@ -22,6 +22,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert load_config(tmp_path / "again.yaml") == config
 
 
+def test_a_null_that_switches_something_off_survives(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL + "train: {steps: 3, clip: null, ema: null}\n"))
+    save_config(config, tmp_path / "again.yaml")
+    again = load_config(tmp_path / "again.yaml")
+    assert again == config and again.train.clip is None and again.train.ema is None
+
+
 def test_relative_paths_are_seen_from_the_file(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL))
     assert config.data[0].source == str(tmp_path / "a.tif")

@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import geopandas
 import pytest
 
+from adapters.errors import InputError
 from pipelines.bundle import load_bundle
 from pipelines.config import (
     RunConfig,
@@ -62,6 +64,38 @@ def test_resumed_training_ends_at_the_weights_of_an_unbroken_one(config: RunConf
     whole, broken = (load_bundle(tmp_path / name / "bundle") for name in ("whole", "broken"))
     # The schedule of one step is not the first half of the schedule of two: what has to agree is the step count.
     assert broken.provenance["training"]["steps"] == whole.provenance["training"]["steps"] == 2
+
+
+def test_resume_where_the_baseline_had_not_begun(config: RunConfig, tmp_path: Path) -> None:
+    half = config.model_copy(update={"baseline": None, "train": config.train.model_copy(update={"steps": 1})})
+    train(half, tmp_path / "run")
+    metrics = train(config, tmp_path / "run", resume=True).metrics
+    assert metrics["training"]["steps"] == metrics["baseline"]["unet"]["training"]["steps"] == 2
+    with pytest.raises(InputError, match="nothing to resume"):
+        train(config, tmp_path / "elsewhere", resume=True)
+
+
+def test_nothing_to_train_on_names_the_scene(config: RunConfig, tmp_path: Path) -> None:
+    item = config.data[0].model_copy(update={"role": "test"})
+    with pytest.raises(InputError, match=r"scene\.tif: the split leaves nothing"):
+        train(config.model_copy(update={"data": (item,)}), tmp_path / "run")
+
+
+def test_a_per_pixel_bundle_is_predicted_as_it_was_scored(config: RunConfig, tmp_path: Path) -> None:
+    from pipelines.assembly import predict_in_memory
+    from pipelines.labelled import LabelledData
+    from pipelines.prediction import predict_scene
+    from pipelines.predictor import Predictor, settle
+
+    train(config, tmp_path / "run")
+    bundle = load_bundle(tmp_path / "run" / "baseline")
+    assert bundle.provenance["task"] == "semantic" and "regions" in bundle.thresholds
+    folder = predict_scene(config.data[0].source, bundle.folder, tmp_path / "out", config.predict)
+    with LabelledData(config) as data:
+        options = settle(config.predict, bundle.adapter, bundle.thresholds, "semantic")
+        predictor = Predictor(bundle.build(), bundle.adapter, options)
+        scene, _ = predict_in_memory(data.scenes[0].source, predictor, bundle.thresholds)
+    assert geopandas.read_parquet(folder / "objects.parquet")["id"].tolist() == scene.objects.ids.tolist()
 
 
 def test_tracked_training_registers_what_it_made(

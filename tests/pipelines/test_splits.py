@@ -1,11 +1,9 @@
 """Parts never share a pixel, whatever the scenes."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.errors import InputError
 from pipelines.config import DataItem, SplitOptions
 from pipelines.splits import ROLES, split_by_place
 
@@ -58,6 +56,6 @@ def test_many_scenes_are_dealt_whole_and_the_same_each_time() -> None:
     assert split == split_by_place(items, [(8, 8)] * 10, SplitOptions(validation=0.2, test=0.3, seed=4))
 
 
-def test_nothing_to_train_on_is_an_error_that_names_the_scene() -> None:
-    with pytest.raises(InputError, match=r"only\.tif"):
-        split_by_place([DataItem(source="only.tif", role="test")], [(8, 8)], SplitOptions())
+def test_a_config_may_name_held_out_scenes_alone() -> None:
+    split = split_by_place([DataItem(source="only.tif", role="test")], [(8, 8)], SplitOptions())
+    assert (split.train, split.validation, len(split.test)) == ([], [], 1)
