@@ -202,9 +202,15 @@ def _train_one(
 
     boxes = any(scene.box_labels for scene in data.scenes)
     thresholds = tune(
-        [data.view(p) for p in split.validation], data.adapter, make_predictor, boxes, watch.tiles("tune")
+        [data.view(p) for p in split.validation],
+        data.adapter,
+        make_predictor,
+        boxes,
+        watch.tiles(f"tune {wanted.preset}"),
     )
-    scores = score(model, data, split.test or _everything(data), settings, thresholds, watch.tiles("score"))
+    scores = score(
+        model, data, split.test or _everything(data), settings, thresholds, watch.tiles(f"score {wanted.preset}")
+    )
     return Trained(model, model_config, options, settings, fitted, thresholds, scores)
 
 
