@@ -63,10 +63,10 @@ class MaskSet:
         if not np.isfinite(score_array).all():
             raise ValueError("expected finite scores, got NaN or infinity")
         self._shape = shape
-        self._runs = _readonly(np.ascontiguousarray(runs, np.int32))
-        self._offsets = _readonly(np.ascontiguousarray(offsets, np.int64))
-        self._labels = _readonly(label_array.astype(np.int64))
-        self._scores = _readonly(score_array)
+        self._runs = rle.readonly(np.ascontiguousarray(runs, np.int32))
+        self._offsets = rle.readonly(np.ascontiguousarray(offsets, np.int64))
+        self._labels = rle.readonly(label_array.astype(np.int64))
+        self._scores = rle.readonly(score_array)
 
     @classmethod
     def _trusted(
@@ -97,7 +97,7 @@ class MaskSet:
         lines = int(np.prod(shape[:-1]))
         owner, line = np.divmod(line, max(lines, 1))
         found = rle.columns(shape, line, start, stop)
-        return cls._trusted(shape, found, rle.offsets_of(owner, count), np.asarray(labels), _optional(scores))
+        return cls._trusted(shape, found, rle.offsets_of(owner, count), np.asarray(labels), rle.optional(scores))
 
     @classmethod
     def from_label_map(cls, label_map: ArrayLike, labels: Mapping[int, int] | None = None) -> MaskSet:
@@ -166,7 +166,9 @@ class MaskSet:
         """
         owners, starts, stops = rle.merge(owners, starts, stops, rle.flat_size(shape))
         offsets = rle.offsets_of(owners, np.size(labels))
-        return cls._trusted(shape, rle.from_flat(shape, starts, stops), offsets, np.asarray(labels), _optional(scores))
+        return cls._trusted(
+            shape, rle.from_flat(shape, starts, stops), offsets, np.asarray(labels), rle.optional(scores)
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -196,12 +198,12 @@ class MaskSet:
     @cached_property
     def areas(self) -> NDArray[np.int64]:
         """(N,) pixels."""
-        return _readonly(rle.segment_sums(self._runs[:, -1] - self._runs[:, -2], self._offsets))
+        return rle.readonly(rle.segment_sums(self._runs[:, -1] - self._runs[:, -2], self._offsets))
 
     @cached_property
     def boxes(self) -> NDArray[np.int64]:
         """(N, 2 * ndim) half-open bounding boxes `[start..., stop...]`; zeros for an empty object."""
-        return _readonly(rle.bounding_boxes(self._runs, self._offsets))
+        return rle.readonly(rle.bounding_boxes(self._runs, self._offsets))
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:
@@ -210,7 +212,7 @@ class MaskSet:
 
         They depend on classes and geometry in canvas coordinates, not on the order or the canvas size.
         """
-        return _readonly(identity.stable_ids(self._labels, self._first_pixels, self._canonical_order))
+        return rle.readonly(identity.stable_ids(self._labels, self._first_pixels, self._canonical_order))
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -396,13 +398,3 @@ class MaskSet:
 
 def _rebuild(shape: tuple[int, ...], runs: NDArray, offsets: NDArray, labels: NDArray, scores: NDArray) -> MaskSet:
     return MaskSet._trusted(shape, runs, offsets, labels, scores)
-
-
-def _readonly(array: NDArray) -> NDArray:
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
-def _optional(scores: ArrayLike | None) -> NDArray | None:
-    return None if scores is None else np.asarray(scores)

@@ -210,3 +210,15 @@ def positions(index: int | slice | ArrayLike, count: int) -> Ints:
     if chosen.dtype == bool and chosen.shape != (count,):
         raise ValueError(f"expected a boolean array of {count}, got {chosen.shape}")
     return np.arange(count)[chosen]
+
+
+def readonly(array: NDArray) -> NDArray:
+    """A view of `array` that cannot be written through."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def optional(values: ArrayLike | None) -> NDArray | None:
+    """An array, or None where there is none."""
+    return None if values is None else np.asarray(values)
