@@ -10,7 +10,14 @@ import timm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from maskformer.config import ModelConfig
+
 STRIDES = (4, 8, 16, 32)
+
+
+def build_backbone(config: ModelConfig) -> Backbone:
+    """The backbone that `config.backbone` names."""
+    return Backbone(config.backbone, config.in_channels, config.freeze_batch_norm)
 
 
 class Backbone(nn.Module):

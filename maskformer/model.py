@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from torch import Tensor, nn
 
-from maskformer.backbones import Backbone
+from maskformer.backbones import build_backbone
 from maskformer.config import ModelConfig
-from maskformer.pixel_decoders import build_pixel_decoder
 from maskformer.prediction import DensePrediction, Prediction
-from maskformer.query_decoders import build_query_decoder
 
 __all__ = ["DensePrediction", "MaskFormer", "Prediction", "build_model", "param_groups"]
 
 
+# Where each choice of a config lives; imported when chosen. All are built with (widths they are given, config).
+PIXEL_DECODERS = {
+    "fpn": "maskformer.pixel_decoders:FPN",
+    "transformer_fpn": "maskformer.pixel_decoders:TransformerFPN",
+    "deformable": "maskformer.deformable:DeformablePixelDecoder",
+    "pem": "maskformer.pem:PEMPixelDecoder",
+    "tokens": "maskformer.eomt:Tokens",
+}
+QUERY_DECODERS = {
+    "detr": "maskformer.query_decoders:DETRDecoder",
+    "located": "maskformer.located_queries:LocatedDecoder",
+    "masked": "maskformer.masked_decoder:MaskedDecoder",
+    "prototype": "maskformer.prototypes:PrototypeDecoder",
+    "encoder": "maskformer.eomt:EncoderDecoder",
+}
+
+
 class MaskFormer(nn.Module):
-    """Mask classification (Cheng et al. 2021, arXiv 2107.06278)."""
+    """Mask classification (Cheng et al. 2021, arXiv 2107.06278) and the family that came of it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone, config.in_channels, config.freeze_batch_norm)
-        self.pixel_decoder = build_pixel_decoder(self.backbone.channels, config)
-        self.query_decoder = build_query_decoder(self.pixel_decoder.memory_channels, config)
+        self.backbone = build_backbone(config)
+        self.pixel_decoder = _class(PIXEL_DECODERS[config.pixel_decoder])(self.backbone.channels, config)
+        self.query_decoder = _class(QUERY_DECODERS[config.query_decoder])(self.pixel_decoder.memory_channels, config)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> MaskFormer:
@@ -34,13 +50,17 @@ class MaskFormer(nn.Module):
         return cls(config)
 
     def forward(self, x: Tensor) -> Prediction:
-        """x (B, C, H, W) normalised, H and W multiples of 32; never pads, resizes or normalises.
+        """x (B, C, H, W) normalised; never pads, resizes or normalises.
 
-        In training mode the prediction carries the earlier layers as `auxiliary`.
+        In training mode the prediction carries the earlier layers as `auxiliary`. Sides need not be multiples of 32, but
+        each stage then rounds up by itself and coarse maps reach past the picture; the pipelines pad to 32.
         """
-        if x.shape[-2] % 32 or x.shape[-1] % 32:
-            raise ValueError(f"image of {tuple(x.shape[-2:])} pixels: height and width must be multiples of 32")
         return self.query_decoder(self.pixel_decoder(self.backbone(x)))
+
+
+def _class(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def build_model(config: ModelConfig) -> nn.Module:

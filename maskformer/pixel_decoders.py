@@ -94,8 +94,3 @@ class TransformerFPN(FPN):
             tokens = layer(tokens, position)
         encoded = tokens.transpose(1, 2).reshape(batch, dim, height, width)
         return self.pyramid((*features[:-1], encoded), memory=encoded)
-
-
-def build_pixel_decoder(channels: Sequence[int], config: ModelConfig) -> FPN:
-    """The pixel decoder that `config.pixel_decoder` names, over backbone widths `channels` (finest first)."""
-    return {"fpn": FPN, "transformer_fpn": TransformerFPN}[config.pixel_decoder](channels, config)

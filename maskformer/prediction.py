@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 STRIDE = 4  # mask logits are at a quarter of the (padded) input, in every model of the family
@@ -16,21 +18,57 @@ class PixelMaps(NamedTuple):
     centres: Tensor
 
 
+class LayerPrediction(NamedTuple):
+    """An earlier decoder layer: class_logits (B, Q, K+1), mask_embed (B, Q, c), mask_features (B, c, H/4, W/4).
+
+    The masks are kept as factors, because matching and loss need them at a few points and for a few queries only.
+    """
+
+    class_logits: Tensor
+    mask_embed: Tensor
+    mask_features: Tensor
+
+    @property
+    def mask_logits(self) -> Tensor:  # (B, Q, H/4, W/4)
+        return dot_product_masks(self.mask_embed, self.mask_features)
+
+
 class Prediction(NamedTuple):
     """A set of Q masks with a class each (mask classification).
 
-    class_logits (B, Q, K+1), "no object" last; mask_logits (B, Q, H/4, W/4); auxiliary: the same two of the earlier
-    decoder layers, first layer first (empty where the model is not training or does not supervise them); maps: more to
-    supervise in training, where the query decoder draws any.
+    class_logits (B, Q, K+1), "no object" last; mask_logits (B, Q, ⌈H/4⌉, ⌈W/4⌉); auxiliary: the earlier decoder
+    layers, first layer first (empty where the model is not training or does not supervise them); maps: more to
+    supervise in training, where the query decoder draws any. In training, mask_embed (B, Q, c) and mask_features
+    (B, c, h, w) are the factors of mask_logits, where it is their plain product.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
-    auxiliary: tuple[Prediction, ...] = ()
+    auxiliary: tuple[Prediction | LayerPrediction, ...] = ()
     maps: PixelMaps | None = None
+    mask_embed: Tensor | None = None
+    mask_features: Tensor | None = None
 
 
 class DensePrediction(NamedTuple):
     """A class for every pixel: logits (B, K+1, H, W), "nothing" last."""
 
     logits: Tensor
+
+
+def dot_product_masks(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    """(B, Q, c) · (B, c, h, w) → mask logits (B, Q, h, w); no bias, no scale."""
+    return torch.bmm(mask_embed, mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+
+
+def predict_layers(layers: Sequence[tuple[Tensor, Tensor]], mask_features: Tensor, keep_factors: bool) -> Prediction:
+    """Class logits (B, Q, K+1) and mask embeddings (B, Q, c) of each layer → the last one's prediction.
+
+    `keep_factors` (in training) keeps the factors, and the earlier layers as auxiliary.
+    """
+    class_logits, mask_embed = layers[-1]
+    prediction = Prediction(class_logits, dot_product_masks(mask_embed, mask_features))
+    if not keep_factors:
+        return prediction
+    earlier = tuple(LayerPrediction(c, m, mask_features) for c, m in layers[:-1])
+    return prediction._replace(auxiliary=earlier, mask_embed=mask_embed, mask_features=mask_features)

@@ -15,7 +15,7 @@ from maskformer.attention import DecoderLayer
 from maskformer.config import ModelConfig
 from maskformer.pixel_decoders import PixelFeatures, biased_conv
 from maskformer.position import sine_position
-from maskformer.prediction import Prediction
+from maskformer.prediction import Prediction, predict_layers
 
 
 class MLP(nn.Module):
@@ -69,16 +69,5 @@ class DETRDecoder(nn.Module):
 
     def heads(self, states: Tensor, mask_features: Tensor) -> Prediction:
         """states (L, B, Q, d), mask_features (B, c, h, w) → the last layer's prediction, earlier ones as auxiliary."""
-        class_logits = self.class_embed(states)  # (L, B, Q, K+1)
-        mask_logits = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(states), mask_features)
-        every = [Prediction(c, m) for c, m in zip(class_logits, mask_logits, strict=True)]
-        return every[-1]._replace(auxiliary=tuple(every[:-1]))
-
-
-def build_query_decoder(memory_channels: Sequence[int], config: ModelConfig) -> DETRDecoder:
-    """The query decoder that `config.query_decoder` names."""
-    if config.query_decoder == "located":
-        from maskformer.located_queries import LocatedDecoder  # builds on DETRDecoder
-
-        return LocatedDecoder(memory_channels, config)
-    return DETRDecoder(memory_channels, config)
+        layers = list(zip(self.class_embed(states), self.mask_embed(states), strict=True))
+        return predict_layers(layers, mask_features, keep_factors=self.training)

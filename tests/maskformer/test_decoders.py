@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from maskformer.config import ModelConfig
-from maskformer.pixel_decoders import PixelFeatures, build_pixel_decoder
+from maskformer.pixel_decoders import FPN, PixelFeatures, TransformerFPN
 from maskformer.position import sine_position
-from maskformer.query_decoders import build_query_decoder
+from maskformer.query_decoders import DETRDecoder
 
 reference = pytest.importorskip("transformers.models.maskformer.modeling_maskformer")
 CHANNELS = (8, 16, 24, 48)
@@ -41,7 +41,7 @@ def test_fpn() -> None:
         in_features=48, lateral_widths=[8, 16, 24], feature_size=32, mask_feature_size=16
     ).eval()
     # transformers builds GroupNorm(32, …), as we do at these widths.
-    ours = build_pixel_decoder(CHANNELS, CONFIG).eval()
+    ours = FPN(CHANNELS, CONFIG).eval()
     for module, name in ((ours.top, "stem"), (ours.mask_features, None)):
         source = getattr(theirs.fpn, name) if name else theirs.mask_projection
         module.load_state_dict(source.state_dict())
@@ -74,7 +74,7 @@ def reference_decoder():
 
 def test_detr_decoder() -> None:
     torch.manual_seed(0)
-    theirs, ours = reference_decoder(), build_query_decoder((48, 32, 32), CONFIG).train()
+    theirs, ours = reference_decoder(), DETRDecoder((48, 32, 32), CONFIG).train()
     state = theirs.state_dict()
     own = {
         "query_embed.weight": state["queries_embedder.weight"],
@@ -113,7 +113,7 @@ def test_detr_decoder() -> None:
 
 def test_transformer_fpn_is_an_fpn_over_its_encoder() -> None:
     config = CONFIG.replace(pixel_decoder="transformer_fpn", encoder_layers=2)
-    decoder = build_pixel_decoder(CHANNELS, config).eval()
+    decoder = TransformerFPN(CHANNELS, config).eval()
     x = features()
     with torch.no_grad():
         out = decoder(x)
