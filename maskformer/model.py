@@ -52,7 +52,7 @@ class MaskFormer(nn.Module):
     def forward(self, x: Tensor) -> Prediction:
         """x (B, C, H, W) normalised; never pads, resizes or normalises.
 
-        In training mode the prediction carries the earlier layers as `auxiliary`. Sides need not be multiples of 32, but
+        In training the prediction carries the earlier layers as `auxiliary`. Sides need not be multiples of 32, yet
         each stage then rounds up by itself and coarse maps reach past the picture; the pipelines pad to 32.
         """
         return self.query_decoder(self.pixel_decoder(self.backbone(x)))
