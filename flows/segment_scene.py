@@ -19,18 +19,23 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.runtime import final_task_runs
 from pipelines.annotations.options import LabelOptions
-from pipelines.config import PredictOptions
+from pipelines.config import PredictOptions, WriteOptions
 from pipelines.manifest import Stopwatch
 from pipelines.scene import ScenePlan
 
 
 @task(name="plan-scene", cache_policy=NO_CACHE)
 def plan(
-    source: str, model: str, options: PredictOptions, labels: str | None, label_options: LabelOptions
+    source: str,
+    model: str,
+    options: PredictOptions,
+    labels: str | None,
+    label_options: LabelOptions,
+    write: WriteOptions,
 ) -> ScenePlan:
     from pipelines.scene import plan_scene
 
-    return plan_scene(source, model, options, labels, label_options)
+    return plan_scene(source, model, options, labels, label_options, write)
 
 
 @task(
@@ -73,6 +78,7 @@ def segment_scene(
     options: PredictOptions = PredictOptions(),  # noqa: B008  (frozen)
     labels: str | None = None,
     label_options: LabelOptions = LabelOptions(),  # noqa: B008
+    write: WriteOptions = WriteOptions(),  # noqa: B008
     overwrite: bool = False,
     keep_shards: bool = False,
 ) -> str:
@@ -85,7 +91,7 @@ def segment_scene(
 
     watch = Stopwatch()
     with watch.stage("plan"):
-        planned = plan(source, model, options, labels, label_options)
+        planned = plan(source, model, options, labels, label_options, write)
     work = work_folder(planned, out)
     with watch.stage("predict"):
         futures = [shard.submit(planned, number, str(work)) for number in range(len(planned.shards))]

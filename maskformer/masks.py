@@ -360,9 +360,13 @@ class MaskSet:
         Colours the graph of overlaps, most constrained object first (DSATUR, Brelaz 1979): exact for two
         layers, and in practice as many maps as the deepest pile of objects. No objects give no maps.
         """
+        layer = self.layer_numbers()
+        return [self._paint(np.flatnonzero(layer == n)) for n in range(layer.max(initial=-1) + 1)]
+
+    def layer_numbers(self) -> NDArray[np.int64]:
+        """(N,) number of the map of `layers` that each object lies in, without making the maps."""
         i, j, _ = self.overlaps(self)
-        colour = label_maps.colour_graph(i[i != j], j[i != j], len(self))
-        return [self._paint(np.flatnonzero(colour == c)) for c in range(colour.max(initial=-1) + 1)]
+        return label_maps.colour_graph(i[i != j], j[i != j], len(self))
 
     def to_coco_rle(self) -> list[dict]:
         """COCO run lengths of every object, compressed: `{"size": [h, w], "counts": str}`; pictures only."""

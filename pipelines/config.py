@@ -111,6 +111,16 @@ class PredictOptions(Strict):
     aoi: str | None = Field(None, description="polygons; results are clipped to them")
 
 
+class WriteOptions(Strict):
+    """What a scene's folder holds besides semantic.tif, objects.gpkg, objects.parquet, report.html and run.json."""
+
+    flatgeobuf: bool = Field(False, description="objects.fgb too")
+    layers: bool = Field(False, description="layers.tif: every object whole, as non-overlapping label rasters")
+    confidence: bool = Field(False, description="confidence.tif: probability of the best class")
+    stac: bool = Field(False, description="item.json: a STAC item")
+    simplify_m: float | None = Field(None, gt=0, description="outlines may leave the pixel edges by so many metres")
+
+
 class TrackingOptions(Strict):
     uri: str | None = Field(None, description="MLflow; default MLFLOW_TRACKING_URI, else ./mlflow.db")
     experiment: str = "maskbridge"

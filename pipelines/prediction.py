@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,24 @@ import numpy as np
 import psutil
 
 from adapters.errors import InputError
+from maskformer.masks import MaskSet
 from pipelines.annotations.options import LabelOptions
 from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, RegionMapper, Window, assemble
 from pipelines.bundle import Bundle
-from pipelines.config import PredictOptions
+from pipelines.config import PredictOptions, WriteOptions
 from pipelines.manifest import Stopwatch, write_manifest
 from pipelines.predictor import Predictor
 from pipelines.scene import ScenePlan, open_bundle, open_scene, plan_scene
 from pipelines.scene_report import write_scene_report
 from pipelines.shards import is_finished, predict_shard, predict_tiles, read_shards
+from pipelines.sinks.attribute_table import write_attribute_table
+from pipelines.sinks.confidence import ConfidenceSink
 from pipelines.sinks.folder import OutputFolder
 from pipelines.sinks.geotiff import SemanticSink
-from pipelines.sinks.vector import write_objects
+from pipelines.sinks.layers import write_layers
+from pipelines.sinks.stac import write_item
+from pipelines.sinks.style import write_style
+from pipelines.sinks.vector import NAMES, write_objects
 
 log = logging.getLogger(__name__)
 Progress = Callable[..., None]  # (stage, done, total)
@@ -55,6 +61,7 @@ def predict_scene(
     *,
     labels: str | None = None,
     label_options: LabelOptions | None = None,
+    write: WriteOptions | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Path:
@@ -65,7 +72,14 @@ def predict_scene(
     """
     watch = Stopwatch()
     with watch.stage("plan"):
-        plan = plan_scene(source, model, options or PredictOptions(), labels, label_options or LabelOptions())
+        plan = plan_scene(
+            source,
+            model,
+            options or PredictOptions(),
+            labels,
+            label_options or LabelOptions(),
+            write or WriteOptions(),
+        )
     work = work_folder(plan, out)
     with watch.stage("predict"):
         _run_shards(plan, work, on_progress)
@@ -94,7 +108,7 @@ def discard_shards(work: Path) -> None:
 def finish_scene(
     plan: ScenePlan, work: Path, out: Path, watch: Stopwatch | None = None, *, overwrite: bool = False
 ) -> Path:
-    """Put the finished shards together and write the five files. Returns the scene's folder."""
+    """Put the finished shards together and write the scene's files. Returns its folder."""
     watch = watch or Stopwatch()
     bundle = open_bundle(plan)
     with (
@@ -102,30 +116,58 @@ def finish_scene(
         open_scene(plan, bundle.adapter) as source,
     ):
         with watch.stage("stitch"):
-            scene = _assemble_to_disk(plan, work, folder.path / "semantic.tif", source, bundle)
+            scene = _assemble_to_disk(plan, work, folder.path, source, bundle)
         with watch.stage("vectors"):
-            write_objects(folder.path, scene.objects, source.geometry, bundle.adapter.classes)
+            _write_vectors(plan, folder.path, scene.objects, source, bundle)
         with watch.stage("report"):
             notes = warnings_for(source, scene)
             write_scene_report(folder.path, plan, bundle, source, scene, watch, notes)
+        if plan.write.stac and not write_item(folder.path, plan.stem, plan.shape, source.geometry, source.tags):
+            notes.append("The scene has no CRS, so there is no STAC item.")
         write_manifest(folder.path / "run.json", plan, source, scene, watch, notes)
         return folder.commit()
 
 
-def _assemble_to_disk(plan: ScenePlan, work: Path, path: Path, source: Any, bundle: Bundle) -> Assembled:
+def _assemble_to_disk(plan: ScenePlan, work: Path, folder: Path, source: Any, bundle: Bundle) -> Assembled:
+    """semantic.tif with its attribute table, confidence.tif where it is asked for; the objects."""
     classes, thresholds = bundle.adapter.classes, bundle.thresholds
-    with SemanticSink(path, plan.shape, source.geometry, classes) as sink:
-        mapper = ClassMapper(source, bundle.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), sink.write)
+    pixels = np.zeros(256, np.int64)
+    with ExitStack() as sinks:
+        semantic = sinks.enter_context(SemanticSink(folder / "semantic.tif", plan.shape, source.geometry, classes))
+        confidence = None
+        if plan.write.confidence:
+            sink = ConfidenceSink(folder / "confidence.tif", plan.shape, source.geometry)
+            confidence = sinks.enter_context(sink)
+
+        def write(window: Window, ids: np.ndarray) -> None:
+            np.add(pixels, np.bincount(ids.ravel(), minlength=256), out=pixels)
+            semantic.write(window, ids)
+
+        mapper = ClassMapper(source, bundle.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), write)
         regions = RegionMapper(source, bundle.adapter, thresholds) if plan.options.task == "semantic" else None
 
         def on_band(window: Window, probabilities: np.ndarray) -> None:
             mapper(window, probabilities)
             if regions:
                 regions(window, probabilities)
+            if confidence:
+                confidence.write_probabilities(window, probabilities, source.read(window)[1])
 
         scene = assemble(read_shards(plan, work), plan.grid, bundle.adapter, plan.options, on_band)
-        sink.commit()
+        semantic.commit()
+        if confidence:
+            confidence.commit()
+    write_attribute_table(folder / "semantic.tif", classes, dict(enumerate(pixels.tolist())))
     return regions.replace_objects(scene, plan.options) if regions else scene
+
+
+def _write_vectors(plan: ScenePlan, folder: Path, objects: MaskSet, source: Any, bundle: Bundle) -> None:
+    """objects.gpkg with its style, objects.parquet; objects.fgb and layers.tif where they are asked for."""
+    names = (*NAMES, "objects.fgb") if plan.write.flatgeobuf else NAMES
+    write_objects(folder, objects, source.geometry, bundle.adapter.classes, names, plan.write.simplify_m)
+    write_style(folder / "objects.qml", bundle.adapter.classes)
+    if plan.write.layers:
+        write_layers(folder / "layers.tif", objects, source.geometry)
 
 
 def warnings_for(source: Any, scene: Assembled) -> list[str]:

@@ -16,10 +16,11 @@ from typing import Any
 from pydantic import ConfigDict
 
 from adapters.base import DomainAdapter
+from adapters.errors import InputError
 from pipelines.annotations.options import LabelOptions
 from pipelines.aoi import restrict
 from pipelines.bundle import Bundle, load_bundle
-from pipelines.config import PredictOptions, Strict
+from pipelines.config import PredictOptions, Strict, WriteOptions
 from pipelines.grid import Grid
 from pipelines.predictor import settle
 from pipelines.sources import open_source
@@ -28,7 +29,7 @@ from pipelines.sources import open_source
 class ScenePlan(Strict):
     """One scene, one model, one grid. `model` is a bundle folder; `reference` is how the user named it.
 
-    `labels` are drawn on the report and change nothing else.
+    `labels` are drawn on the report and change nothing else; `write` says which files there are.
     """
 
     source: str
@@ -42,6 +43,7 @@ class ScenePlan(Strict):
     options: PredictOptions
     labels: str | None = None
     label_options: LabelOptions = LabelOptions()
+    write: WriteOptions = WriteOptions()
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -77,6 +79,7 @@ def plan_scene(
     options: PredictOptions,
     labels: str | None = None,
     label_options: LabelOptions = LabelOptions(),  # noqa: B008  (frozen)
+    write: WriteOptions = WriteOptions(),  # noqa: B008
 ) -> ScenePlan:
     """Look at the scene and the model, and settle every open option.
 
@@ -88,6 +91,8 @@ def plan_scene(
         shape, digest = scene.shape, scene.digest()
         if options.aoi:
             restrict(scene, options.aoi)
+        if write.simplify_m and scene.geometry.crs is None:
+            raise InputError(f"{source}: has no CRS, so outlines cannot be simplified by {write.simplify_m} metres")
     return ScenePlan(
         source=str(Path(source).resolve()),
         source_sha256=digest,
@@ -100,6 +105,7 @@ def plan_scene(
         options=settle(options, bundle.adapter, bundle.thresholds, bundle.provenance.get("task")),
         labels=labels,
         label_options=label_options,
+        write=write,
     )
 
 

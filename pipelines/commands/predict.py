@@ -47,6 +47,18 @@ def command(
     ] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Tiles a forward pass.")] = 1,
     aoi: Annotated[Path | None, typer.Option(help="Polygons (GeoJSON, GeoPackage): only inside them.")] = None,
+    flatgeobuf: Annotated[bool, typer.Option("--flatgeobuf", help="Write objects.fgb too.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Write layers.tif too: every object whole, as stacked label rasters.")
+    ] = False,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="Write confidence.tif too: the best class' probability.")
+    ] = False,
+    stac: Annotated[bool, typer.Option("--stac", help="Write item.json too, a STAC item.")] = False,
+    simplify: Annotated[
+        float | None,
+        typer.Option(metavar="METRES", help="Let outlines leave the pixel edges by this much.", show_default=False),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would happen (tiles, memory, disk, time); write nothing."),
@@ -60,8 +72,11 @@ def command(
     Each scene gets OUT/<its name>/ with semantic.tif, objects.gpkg, objects.parquet, report.html and
     run.json. Nothing is overwritten unasked, and a failing run leaves nothing half-written.
     """
-    from pipelines.config import PredictOptions
+    from pipelines.config import PredictOptions, WriteOptions
 
+    if simplify is not None and simplify <= 0:
+        raise typer.BadParameter("expected a length above 0", param_hint="--simplify")
+    write = WriteOptions(flatgeobuf=flatgeobuf, layers=layers, confidence=confidence, stac=stac, simplify_m=simplify)
     options = PredictOptions(
         tile=tile,
         overlap=overlap,
@@ -98,7 +113,7 @@ def command(
             for source in sources:
                 # Overwriting is for earlier runs: two scenes of one name in this one still get two folders.
                 fresh = overwrite and out / Path(source).stem not in written
-                result = predict_scene(source, model, out, options, overwrite=fresh, on_progress=progress)
+                result = predict_scene(source, model, out, options, write=write, overwrite=fresh, on_progress=progress)
                 written.add(result)
                 typer.echo(str(result))
     finally:

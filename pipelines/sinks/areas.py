@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import geopandas
 import numpy as np
 import pyproj
 import shapely
@@ -62,6 +63,23 @@ def areas_m2(
         log.warning("%d objects leave the domain of %s: their area is not known", lost.sum(), flat.name)
         areas[lost] = np.nan
     return areas
+
+
+def metres_per_unit(shapes: geopandas.GeoSeries, crs: pyproj.CRS) -> tuple[float, float]:
+    """Metres of one unit of `crs` eastwards and northwards, on its ellipsoid at the middle of `shapes`."""
+    flat = _horizontal(crs)
+    if is_planar(crs) or flat.geodetic_crs is None:
+        unit = flat.axis_info[0].unit_conversion_factor if flat.axis_info else 1.0
+        return unit, unit
+    left, bottom, right, top = shapes.total_bounds
+    step = max(right - left, top - bottom, 1e-6) / 100
+    x, y = (left + right) / 2, (bottom + top) / 2
+    to_degrees = pyproj.Transformer.from_crs(flat, flat.geodetic_crs, always_xy=True)
+    longitude, latitude = to_degrees.transform([x - step, x + step, x, x], [y, y, y - step, y + step])
+    geod = flat.get_geod()
+    assert geod is not None  # a CRS with a geodetic part has an ellipsoid
+    _, _, far = geod.inv([longitude[0], longitude[2]], [latitude[0], latitude[2]], longitude[1::2], latitude[1::2])
+    return far[0] / (2 * step), far[1] / (2 * step)
 
 
 def _geodesic(geometries: NDArray[np.object_], crs: pyproj.CRS) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Objects as polygons: a GeoPackage for QGIS, a GeoParquet for everything that reads tables.
+"""Objects as polygons: a GeoPackage for QGIS, a GeoParquet for everything that reads tables, FlatGeobuf on request.
 
 One row an object in canonical order, its outline on pixel edges; objects that overlap in the picture overlap in the
 file. The GeoParquet's bytes depend on the objects alone (fixed row groups, no dates); a GeoPackage carries dates and is
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from adapters.classes import ClassSet
 from adapters.errors import InputError
 from maskformer.masks import MaskSet
-from pipelines.sinks.areas import areas_m2, crs_of
+from pipelines.sinks.areas import areas_m2, crs_of, metres_per_unit
+from pipelines.sinks.cog import HasPlace
 from pipelines.sinks.folder import atomic_write
-from pipelines.sinks.geotiff import HasPlace
 from pipelines.sinks.outlines import outlines
 
 LAYER = "objects"
@@ -71,14 +71,18 @@ def write_objects(
     geometry: HasPlace | None,
     classes: ClassSet,
     names: Sequence[str] = NAMES,
+    simplify_m: float | None = None,
 ) -> list[Path]:
-    """Write `table` into `folder` as the files `names` (.gpkg with layer `objects`, or .parquet) and return them.
+    """Write `table` into `folder` as the files `names` (.gpkg with layer `objects`, .parquet or .fgb); returns them.
 
     No objects give valid files with the same columns. Each file appears only when complete; InputError where it
-    cannot be written.
+    cannot be written. `simplify_m` lets outlines leave the pixel edges by so many metres (see `simplify`); areas stay
+    those of the pixels.
     """
     frame = table(objects, geometry, classes)
-    writers = {".gpkg": _write_geopackage, ".parquet": _write_geoparquet}
+    if simplify_m:
+        frame = frame.set_geometry(simplify(frame.geometry, geometry, simplify_m))
+    writers = {".gpkg": _write_geopackage, ".parquet": _write_geoparquet, ".fgb": _write_flatgeobuf}
     written = []
     for name in names:
         path = Path(folder) / name
@@ -87,7 +91,7 @@ def write_objects(
         with atomic_write(path) as temporary:
             try:
                 writers[path.suffix](frame, temporary)
-                if path.suffix == ".gpkg":
+                if path.suffix != ".parquet":
                     _check_whole(temporary, len(frame), path)
             except WRITE_ERRORS as error:  # SQLite gives the room back before it says why
                 raise InputError(f"{path}: could not be written ({error}); is the disk full?") from error
@@ -114,6 +118,25 @@ def _place(objects: MaskSet, transform: Affine) -> NDArray[np.object_]:
     return shapes
 
 
+def simplify(shapes: geopandas.GeoSeries, geometry: HasPlace | None, metres: float) -> geopandas.GeoSeries:
+    """Valid outlines with fewer corners, at most `metres` from the pixel edges (Douglas-Peucker; GEOS may also drop a
+    ring's first corner, and is then up to half as far again from it).
+
+    Each object by itself: neighbours that shared an edge may overlap or part by as much. InputError without a CRS,
+    where there are no metres.
+    """
+    if geometry is None or geometry.crs is None:
+        raise InputError("simplification in metres needs a scene with a CRS")
+    if shapes.empty:
+        return shapes
+    east, north = metres_per_unit(shapes, crs_of(geometry.crs))
+    scaled = shapely.transform(shapes.values, lambda points: points * (east, north))
+    simple = shapely.simplify(scaled, metres, preserve_topology=True)
+    return geopandas.GeoSeries(
+        shapely.transform(simple, lambda points: points / (east, north)), index=shapes.index, crs=shapes.crs
+    )
+
+
 def _write_geoparquet(frame: geopandas.GeoDataFrame, path: Path) -> None:
     frame.to_parquet(path, index=False, compression="zstd", row_group_size=ROWS_PER_GROUP)
 
@@ -124,6 +147,21 @@ def _write_geopackage(frame: geopandas.GeoDataFrame, path: Path) -> None:
         warnings.filterwarnings("ignore", "'crs' was not provided")  # a scene without a CRS is allowed
         pyogrio.write_dataframe(
             frame, path, layer=LAYER, driver="GPKG", geometry_type="MultiPolygon", promote_to_multi=True
+        )
+
+
+def _write_flatgeobuf(frame: geopandas.GeoDataFrame, path: Path) -> None:
+    # Its spatial index would put the rows in another order than the other files'; it comes with any later tool.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")
+        pyogrio.write_dataframe(
+            frame,
+            path,
+            layer=LAYER,
+            driver="FlatGeobuf",
+            geometry_type="MultiPolygon",
+            promote_to_multi=True,
+            SPATIAL_INDEX="NO",
         )
 
 

@@ -77,6 +77,7 @@ class Source:
         self.dtype = np.dtype(dtype)
         self.nodata = nodata
         self.geometry = geometry
+        self.tags: dict[str, str] = {}  # what the file says of itself, as GDAL names it
         self.origin = (0, 0)
         self.file_shape = shape
         self.imputed = imputed or (False,) * len(channels)

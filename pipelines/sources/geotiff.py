@@ -85,6 +85,7 @@ class RasterSource(Source):
                 tuple(1.0 if b is None else float(dataset.scales[b]) for b in bands),
                 tuple(0.0 if b is None else float(dataset.offsets[b]) for b in bands),
             )
+            self.tags = {**dataset.tags(), **dataset.tags(ns="IMAGERY")}
 
     def _read(self, rows: slice, columns: slice) -> tuple[NDArray, NDArray[np.bool_]]:
         window = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)

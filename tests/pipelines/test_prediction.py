@@ -21,7 +21,10 @@ from pipelines.shards import is_finished, predict_shard
 from tests.models import adapter, tiny_bundle
 
 OPTIONS = PredictOptions(tile=64, overlap=16, score=0.05, min_area=1, device="cpu", precision="fp32", shard_tiles=3)
-FILES = {"semantic.tif", "objects.gpkg", "objects.parquet", "report.html", "run.json"}
+FILES = {
+    *("semantic.tif", "semantic.tif.aux.xml", "objects.gpkg", "objects.qml", "objects.parquet"),
+    *("report.html", "run.json"),
+}
 PLACE = Affine(0.5, 0, 400_000, 0, -0.5, 3_300_000)
 
 
@@ -43,7 +46,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_five_files_that_agree(scene: Path, bundle: Path, tmp_path: Path) -> None:
+def test_files_that_agree(scene: Path, bundle: Path, tmp_path: Path) -> None:
     folder = predict_scene(scene, bundle, tmp_path / "out", OPTIONS)
     assert folder == tmp_path / "out" / "scene"
     assert {p.name for p in folder.iterdir()} == FILES
