@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import timm
 from torch import Tensor, nn
@@ -12,11 +12,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskformer.config import ModelConfig
 
+if TYPE_CHECKING:
+    from maskformer.eomt import Trunk
+
 STRIDES = (4, 8, 16, 32)
 
 
-def build_backbone(config: ModelConfig) -> Backbone:
+def build_backbone(config: ModelConfig) -> Backbone | Trunk:
     """The backbone that `config.backbone` names."""
+    if config.pixel_decoder == "tokens":
+        from maskformer.eomt import Trunk
+
+        return Trunk(config)
     return Backbone(config.backbone, config.in_channels, config.freeze_batch_norm)
 
 

@@ -7,7 +7,7 @@ tokens on, and the query decoder is the ViT's last blocks with the heads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -25,16 +25,8 @@ from maskformer.prediction import STRIDE, LayerPrediction, Prediction, dot_produ
 PATCHES = (8, 16, 32)  # patch sizes from which doublings lead to the stride of mask logits
 
 
-class ViTShape(NamedTuple):
-    """Number of blocks, width and side of a patch in pixels."""
-
-    depth: int
-    width: int
-    patch: int
-
-
-def check_config(config: ModelConfig) -> ViTShape:
-    """The shape of the whole ViT that `config` names; ValueError where the config does not fit it."""
+def vit_depth(config: ModelConfig) -> int:
+    """How many blocks the ViT of `config` has; ValueError where the config does not fit it."""
     if (config.pixel_decoder, config.query_decoder) != ("tokens", "encoder"):
         raise ValueError(
             f"pixel_decoder 'tokens' and query_decoder 'encoder' need each other, "
@@ -50,7 +42,7 @@ def check_config(config: ModelConfig) -> ViTShape:
             raise ValueError(f"{name}: {getattr(config, name)}, but {config.backbone} is {vit.embed_dim} wide")
     if config.decoder_layers >= len(vit.blocks):
         raise ValueError(f"decoder_layers: {config.decoder_layers}, but {config.backbone} has {len(vit.blocks)} blocks")
-    return ViTShape(len(vit.blocks), vit.embed_dim, patch[0])
+    return len(vit.blocks)
 
 
 def create_vit(config: ModelConfig, start: int, stop: int) -> VisionTransformer:
@@ -58,7 +50,7 @@ def create_vit(config: ModelConfig, start: int, stop: int) -> VisionTransformer:
     vit = _create(config, depth=stop - start)
     rate = config.backbone_options.get("drop_path_rate", 0.0)
     if rate:  # stochastic depth rises over the whole ViT, whichever part of it this is
-        depth = check_config(config).depth
+        depth = vit_depth(config)
         for index, block in enumerate(vit.blocks, start):
             share = rate * index / (depth - 1)
             block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
@@ -89,7 +81,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        depth = check_config(config).depth
+        depth = vit_depth(config)
         self.network = create_vit(config, 0, depth - config.decoder_layers)
         self.network.norm = nn.Identity()  # the query decoder has it
         self.channels = (self.network.embed_dim,)
@@ -156,7 +148,7 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, memory_channels: Sequence[int], config: ModelConfig) -> None:
         super().__init__()
-        depth = check_config(config).depth
+        depth = vit_depth(config)
         vit = create_vit(config, depth - config.decoder_layers, depth)
         dim = memory_channels[0]
         self.supervise_layers = config.auxiliary
