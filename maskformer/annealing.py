@@ -2,7 +2,7 @@
 
 Source: EoMT (arXiv 2503.19108). There a schedule is a list of step numbers; in shares of the training they all come to
 the same: every block's window is a sixth, the first begins after one sixth and the last ends at five (COCO, 4 blocks:
-14782, 29564, 44346, 59128 of 88 716 steps; Cityscapes, 3 blocks: 3317, 8292, 13268 of 19 902).
+14782, 29564, 44346, 59128 of 88 692 steps; Cityscapes, 3 blocks: 3317, 8292, 13268 of 19 902).
 """
 
 from __future__ import annotations
