@@ -24,6 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from adapters.errors import InputError
+from maskformer.annealing import set_progress
 from maskformer.model import param_groups
 from pipelines import checkpoints
 from pipelines.config import TrainOptions
@@ -183,7 +184,11 @@ class _Run:
     def step(self, stream: Iterator[Any]) -> None:
         """One optimiser step over `accumulate` batches."""
         options, place = self.options, self.position
-        rate = warmup_poly(self.progress(), options.warmup, options.power)
+        progress = self.progress()
+        set_progress(self.module, progress)
+        if self.average is not None:  # an average of schedules would be none, and it may be scored or kept any time
+            set_progress(self.average.module, progress)
+        rate = warmup_poly(progress, options.warmup, options.power)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         sums: dict[str, torch.Tensor] = {}

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from adapters.errors import InputError
+from maskformer.annealing import MaskAnnealing, masking_probability
 from maskformer.config import ModelConfig
 from maskformer.losses import build_criterion
 from maskformer.model import build_model
@@ -329,6 +330,46 @@ def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     train(tmp_path, steps=3)
     _, result = train(tmp_path, steps=5, resume=True)
     assert [row["step"] for row in result.history] == [1, 2, 3, 4, 5]
+
+
+class Annealed(Tiny):
+    """Hides a share of its channels by lot: the share follows the progress, the lot the generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.annealing = MaskAnnealing(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.backbone(x)
+        for block in range(2):
+            if self.annealing.is_active(block):
+                hidden = torch.zeros(*features.shape[:2], 1, dtype=torch.bool)
+                features = features * self.annealing.spare(block, hidden)[..., None]
+        return self.head(features)
+
+
+def test_annealing_follows_the_progress_also_over_a_resume_and_in_the_average(tmp_path: Path) -> None:
+    def annealed(seed: int) -> Annealed:
+        torch.manual_seed(seed)
+        return Annealed()
+
+    seen = []
+
+    def look(model: nn.Module) -> dict[str, float]:
+        seen.append((model.annealing.probability.tolist(), model.annealing.mostly))
+        return {"score": 1.0}
+
+    straight, _ = train(tmp_path / "straight", annealed(0), steps=12, validate=look, validations=4)
+    # Validations follow steps 3, 6 and 9 of 12 and the end, so the model stands at 2/12, 5/12, 8/12 and 11/12.
+    assert [values for values, _ in seen] == [
+        pytest.approx([masking_probability(block, 2, done / 12) for block in range(2)]) for done in (2, 5, 8, 11)
+    ]
+    assert [mostly for _, mostly in seen] == [(True, True), (False, True), (False, True), (False, False)]
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", annealed(0), steps=12, on_progress=stop_at(7))
+    resumed, _ = train(tmp_path / "parts", annealed(99), steps=12, resume=True)
+    assert_same_weights(straight, resumed)
+    assert resumed.annealing.probability.tolist() == [0.0, 0.0] and not any(resumed.annealing.sometimes)
 
 
 def test_averaged_weights_are_what_is_left(tmp_path: Path) -> None:
