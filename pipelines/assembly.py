@@ -22,7 +22,7 @@ NODATA = 255
 DEFAULT_SEMANTIC = 0.5  # a pixel is "nothing" where no class reaches this, unless the classes cover the plane
 
 Window = tuple[slice, ...]
-Band = Callable[[Window, np.ndarray], None]  # (full-width window, (K, rows, W) float32 probabilities)
+Band = Callable[[Window, np.ndarray, np.ndarray], None]  # full-width window, (K, rows, W) probabilities, (rows, W) seen
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ def assemble(
     parts: list[MaskSet] = []
     for tile, result in results:
         parts.append(stitcher.add(tile, result.objects))
-        for window, probabilities in blender.add(tile, result.probabilities.astype(np.float32)):
-            on_band(window, probabilities)
+        for band in blender.add(tile, result.probabilities.astype(np.float32), result.valid):
+            on_band(*band)
     parts.append(stitcher.finish())
-    for window, probabilities in blender.finish():
-        on_band(window, probabilities)
+    for band in blender.finish():
+        on_band(*band)
     objects = adapter.outputs(MaskSet.concatenate(parts))
     return Assembled(limit(objects, options).canonical(), stitcher.ambiguous_links)
 
@@ -68,13 +68,11 @@ def limit(objects: MaskSet, options: PredictOptions) -> MaskSet:
 class ClassMapper:
     """Turns bands of probabilities into bands of class ids and passes them on to `write(window, ids)`."""
 
-    source: Any
     adapter: DomainAdapter
     threshold: float
     write: Callable[[Window, np.ndarray], None]
 
-    def __call__(self, window: Window, probabilities: np.ndarray) -> None:
-        _, valid = self.source.read(window)
+    def __call__(self, window: Window, probabilities: np.ndarray, valid: np.ndarray) -> None:
         self.write(window, class_map(probabilities, valid, self.adapter, self.threshold))
 
 
@@ -85,14 +83,14 @@ class RegionMapper:
     together.
     """
 
-    def __init__(self, source: Any, adapter: DomainAdapter, thresholds: Mapping[str, float]) -> None:
-        self.ids = np.zeros(source.shape, np.uint8)
+    def __init__(self, shape: tuple[int, int], adapter: DomainAdapter, thresholds: Mapping[str, float]) -> None:
+        self.ids = np.zeros(shape, np.uint8)
         self.classes = len(adapter.classes)
         threshold = thresholds.get("regions", thresholds.get("semantic", DEFAULT_SEMANTIC))
-        self._mapper = ClassMapper(source, adapter, threshold, self._write)
+        self._mapper = ClassMapper(adapter, threshold, self._write)
 
-    def __call__(self, window: Window, probabilities: np.ndarray) -> None:
-        self._mapper(window, probabilities)
+    def __call__(self, window: Window, probabilities: np.ndarray, valid: np.ndarray) -> None:
+        self._mapper(window, probabilities, valid)
 
     def replace_objects(self, scene: Assembled, options: PredictOptions) -> Assembled:
         """The scene with the regions for objects."""
@@ -142,15 +140,15 @@ def predict_in_memory(
     def write(window: Window, band: np.ndarray) -> None:
         ids[window] = band
 
-    mapper = ClassMapper(source, predictor.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), write)
-    mapped = RegionMapper(source, predictor.adapter, thresholds) if options.task == "semantic" else None
+    mapper = ClassMapper(predictor.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), write)
+    mapped = RegionMapper(source.shape, predictor.adapter, thresholds) if options.task == "semantic" else None
 
-    def both(window: Window, probabilities: np.ndarray) -> None:
-        mapper(window, probabilities)
+    def both(window: Window, probabilities: np.ndarray, valid: np.ndarray) -> None:
+        mapper(window, probabilities, valid)
         if mapped:
-            mapped(window, probabilities)
+            mapped(window, probabilities, valid)
         if on_band:
-            on_band(window, probabilities)
+            on_band(window, probabilities, valid)
 
     grid = Grid(source.shape, options.tile, options.overlap)
 

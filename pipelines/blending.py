@@ -1,7 +1,7 @@
 """Blend the class probabilities of overlapping tiles into seamless row bands.
 
-Every tile is weighted by a raised cosine that is highest at its centre, where a model sees most context,
-and the sum is divided by the weights' sum: tiles that agree come back unchanged. Only rows that a later
+Every tile is weighted by a raised cosine that is highest at its centre, where a model sees most context, and by 0 where
+it saw no data; the sum is divided by the weights' sum: tiles that agree come back unchanged. Only rows that a later
 tile may still touch are kept, so memory is channels x tile height x scene width, whatever the scene's
 height.
 """
@@ -15,7 +15,7 @@ from pipelines.grid import Grid, Tile, Window
 
 FLOOR = 1e-3  # the weight at a tile's border: a scene's own border, which no other tile sees, still counts
 
-Band = tuple[Window, NDArray[np.float32]]
+Band = tuple[Window, NDArray[np.float32], NDArray[np.bool_]]
 
 
 def window_weights(shape: tuple[int, ...], floor: float = FLOOR) -> NDArray[np.float32]:
@@ -51,10 +51,11 @@ class Blender:
         """Rows kept because a tile still to come may touch them."""
         return self._rows
 
-    def add(self, tile: Tile, array: NDArray) -> list[Band]:
+    def add(self, tile: Tile, array: NDArray, valid: NDArray[np.bool_] | None = None) -> list[Band]:
         """Blend in the probabilities (K, *tile) of the tile that is due; returns the bands this finished.
 
-        A band is its scene window and a (K, rows, width) float32 array. ValueError for another tile or shape.
+        valid (*tile): pixels with data, all by default. A band is its scene window, a (K, rows, width) float32 array,
+        0 where nothing was seen, and a bool (rows, width): where something was. ValueError for another tile or shape.
         """
         self._check(tile)
         if array.shape != (self.channels, *tile.shape):
@@ -63,8 +64,9 @@ class Blender:
             )
         rows = tile.window[0]
         place = (slice(rows.start - self._first_row, rows.stop - self._first_row), *tile.window[1:])
-        self._sum[(slice(None), *place)] += array * self._tile_weights
-        self._weight[place] += self._tile_weights
+        weights = self._tile_weights if valid is None else self._tile_weights * valid
+        self._sum[(slice(None), *place)] += array * weights
+        self._weight[place] += weights
         return self._advance(tile)
 
     def skip(self, tile: Tile) -> list[Band]:
@@ -100,8 +102,9 @@ class Blender:
         end = self.grid.starts[0][row] if row < self.grid.counts[0] else self.grid.shape[0]
         done = end - self._first_row
         weight = self._weight[:done]
+        seen = weight > 0
         band = np.divide(
-            self._sum[:, :done], weight, out=np.zeros((self.channels, *weight.shape), np.float32), where=weight > 0
+            self._sum[:, :done], weight, out=np.zeros((self.channels, *weight.shape), np.float32), where=seen
         )
         window = (slice(self._first_row, end), *(slice(0, length) for length in self.grid.shape[1:]))
         kept = self._rows - done
@@ -109,4 +112,4 @@ class Blender:
             array[:, :kept] = array[:, done : done + kept].copy()
             array[:, kept:] = 0
         self._first_row, self._rows = end, kept
-        return [(window, band)]
+        return [(window, band, seen)]

@@ -38,9 +38,12 @@ class Stopwatch:
 
 
 def write_manifest(
-    path: Path, plan: ScenePlan, source: Any, scene: Assembled, watch: Stopwatch, notes: list[str]
+    path: Path, plan: ScenePlan, source: Any, scene: Assembled, watch: Stopwatch, notes: list[str], lost_pixels: int
 ) -> None:
-    """Write run.json beside the outputs it hashes; it is the last file of a scene's folder."""
+    """Write run.json beside the outputs it hashes; it is the last file of a scene's folder.
+
+    `lost_pixels`: pixels that could not be read; the command line makes an exit code of it.
+    """
     crs = source.geometry.crs
     manifest = {
         "version": version("maskbridge"),
@@ -57,6 +60,7 @@ def write_manifest(
         "peak_rss_bytes": peak_rss_bytes(),
         "objects": len(scene.objects),
         "ambiguous_links": scene.ambiguous_links,
+        "lost_pixels": lost_pixels,
         "outputs": {p.name: sha256(p) for p in sorted(path.parent.iterdir()) if p.is_file()},
         "warnings": notes,
         "versions": versions(),

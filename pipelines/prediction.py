@@ -25,9 +25,9 @@ from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions, WriteOptions
 from pipelines.manifest import Stopwatch, write_manifest
 from pipelines.predictor import Predictor
-from pipelines.scene import ScenePlan, open_bundle, open_scene, plan_scene
+from pipelines.scene import ScenePlan, check_unchanged, open_bundle, open_scene, plan_scene
 from pipelines.scene_report import write_scene_report
-from pipelines.shards import is_finished, predict_shard, predict_tiles, read_shards
+from pipelines.shards import Losses, is_finished, predict_shard, predict_tiles, read_losses, read_shards
 from pipelines.sinks.attribute_table import write_attribute_table
 from pipelines.sinks.confidence import ConfidenceSink
 from pipelines.sinks.folder import OutputFolder
@@ -36,6 +36,7 @@ from pipelines.sinks.layers import write_layers
 from pipelines.sinks.stac import write_item
 from pipelines.sinks.style import write_style
 from pipelines.sinks.vector import NAMES, write_objects
+from pipelines.sources.tolerant import TolerantSource, lost_pixels
 
 log = logging.getLogger(__name__)
 Progress = Callable[..., None]  # (stage, done, total)
@@ -113,18 +114,20 @@ def finish_scene(
     bundle = open_bundle(plan)
     with (
         OutputFolder(out, plan.stem, overwrite=overwrite) as folder,
-        open_scene(plan, bundle.adapter) as source,
+        open_scene(plan, bundle.adapter) as opened,
     ):
+        source, lost = TolerantSource(opened), read_losses(plan, work)
         with watch.stage("stitch"):
             scene = _assemble_to_disk(plan, work, folder.path, source, bundle)
         with watch.stage("vectors"):
             _write_vectors(plan, folder.path, scene.objects, source, bundle)
         with watch.stage("report"):
-            notes = warnings_for(source, scene)
+            notes = [*warnings_for(source, scene), *_losses(lost, plan.shape)]
             write_scene_report(folder.path, plan, bundle, source, scene, watch, notes)
         if plan.write.stac and not write_item(folder.path, plan.stem, plan.shape, source.geometry, source.tags):
             notes.append("The scene has no CRS, so there is no STAC item.")
-        write_manifest(folder.path / "run.json", plan, source, scene, watch, notes)
+        check_unchanged(plan)
+        write_manifest(folder.path / "run.json", plan, source, scene, watch, notes, lost_pixels(set(lost), plan.shape))
         return folder.commit()
 
 
@@ -143,15 +146,15 @@ def _assemble_to_disk(plan: ScenePlan, work: Path, folder: Path, source: Any, bu
             np.add(pixels, np.bincount(ids.ravel(), minlength=256), out=pixels)
             semantic.write(window, ids)
 
-        mapper = ClassMapper(source, bundle.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), write)
-        regions = RegionMapper(source, bundle.adapter, thresholds) if plan.options.task == "semantic" else None
+        mapper = ClassMapper(bundle.adapter, thresholds.get("semantic", DEFAULT_SEMANTIC), write)
+        regions = RegionMapper(plan.shape, bundle.adapter, thresholds) if plan.options.task == "semantic" else None
 
-        def on_band(window: Window, probabilities: np.ndarray) -> None:
-            mapper(window, probabilities)
+        def on_band(window: Window, probabilities: np.ndarray, valid: np.ndarray) -> None:
+            mapper(window, probabilities, valid)
             if regions:
-                regions(window, probabilities)
+                regions(window, probabilities, valid)
             if confidence:
-                confidence.write_probabilities(window, probabilities, source.read(window)[1])
+                confidence.write_probabilities(window, probabilities, valid)
 
         scene = assemble(read_shards(plan, work), plan.grid, bundle.adapter, plan.options, on_band)
         semantic.commit()
@@ -178,6 +181,20 @@ def warnings_for(source: Any, scene: Assembled) -> list[str]:
     if scene.ambiguous_links:
         notes.append(f"{scene.ambiguous_links} links between tiles could not be decided from masks alone.")
     return notes
+
+
+def _losses(lost: Losses, shape: tuple[int, int]) -> list[str]:
+    """One warning for what could not be read; InputError where that is the whole scene."""
+    if not lost:
+        return []
+    pixels = lost_pixels(set(lost), shape)
+    first, reason = min(lost.items())
+    if pixels == shape[0] * shape[1]:
+        raise InputError(reason)
+    return [
+        f"{pixels} pixels in {len(lost)} windows could not be read and count as no data; the first: rows "
+        f"{first[0]}-{first[1]}, columns {first[2]}-{first[3]} ({reason})."
+    ]
 
 
 def forecast(plan: ScenePlan, out: str | Path) -> Forecast:

@@ -29,10 +29,11 @@ FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "flip": ((), (-1
 
 @dataclass(frozen=True)
 class TileResult:
-    """One tile: `objects` in tile coordinates, `probabilities` (K, h, w) float16 in 0..1."""
+    """One tile: `objects` in tile coordinates, `probabilities` (K, h, w) float16 in 0..1, `valid` (h, w) bool."""
 
     objects: MaskSet
     probabilities: np.ndarray
+    valid: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Predictor:
         for index, valid in enumerate(valids):
             probabilities = np.mean([p[index] for p, _ in views], axis=0) * valid
             objects = agree([o[index] for _, o in views])
-            results.append(TileResult(_clip(objects, valid), probabilities.astype(np.float16)))
+            results.append(TileResult(_clip(objects, valid), probabilities.astype(np.float16), valid))
         return results
 
     @torch.inference_mode()

@@ -34,6 +34,7 @@ class ScenePlan(Strict):
 
     source: str
     source_sha256: str
+    source_stat: tuple[int, int] | None  # bytes and time of change (ns); None for what is no local file
     shape: tuple[int, int]
     model: str
     model_sha256: str
@@ -87,6 +88,7 @@ def plan_scene(
     that the scene lacks: before anything is computed or written.
     """
     bundle = load_bundle(model)
+    stat = _stat(str(source))  # before the hash: a change in between is found at the end
     with open_source(source, bundle.adapter.channels) as scene:
         shape, digest = scene.shape, scene.digest()
         if options.aoi:
@@ -96,6 +98,7 @@ def plan_scene(
     return ScenePlan(
         source=str(Path(source).resolve()),
         source_sha256=digest,
+        source_stat=stat,
         shape=(int(shape[0]), int(shape[1])),
         model=str(Path(bundle.folder).resolve()),
         model_sha256=bundle.sha256,
@@ -107,6 +110,23 @@ def plan_scene(
         label_options=label_options,
         write=write,
     )
+
+
+def check_unchanged(plan: ScenePlan) -> None:
+    """InputError where the scene's file is no longer the one that was planned: parts of two scenes would mix."""
+    if _stat(plan.source) == plan.source_stat:
+        return
+    with open_source(plan.source) as scene:
+        if scene.digest() != plan.source_sha256:
+            raise InputError(f"{plan.source}: changed while it was predicted; nothing was written, run it again")
+
+
+def _stat(path: str) -> tuple[int, int] | None:
+    file = Path(path)
+    if not file.is_file():
+        return None
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def open_bundle(plan: ScenePlan) -> Bundle:

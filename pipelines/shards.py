@@ -1,7 +1,8 @@
 """A shard: the predictions of a few rows of tiles, computed as one piece of work and kept as one file.
 
-`shard-0003.npz` holds every tile's objects and probabilities, without pickles; `shard-0003.json` beside it
-holds the plan's key and the file's hash, and is written last: a shard is finished when both agree.
+`shard-0003.npz` holds every tile's objects, probabilities and valid pixels, without pickles; `shard-0003.json` beside
+it holds the plan's key, the file's hash and what of the scene could not be read, and is written last: a shard is
+finished when key and hash agree.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pipelines.grid import Tile
 from pipelines.predictor import Predictor, TileResult, batched
 from pipelines.scene import ScenePlan, open_scene
 from pipelines.sinks.folder import atomic_write, sha256
+from pipelines.sources.tolerant import TolerantSource
 
 log = logging.getLogger(__name__)
+Losses = dict[tuple[int, int, int, int], str]  # (top, bottom, left, right) of a window → why it could not be read
 
 
 def predict_shard(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], None] | None = None) -> bool:
@@ -34,13 +37,14 @@ def predict_shard(plan: ScenePlan, number: int, work: Path, tile_done: Callable[
     predictor = _predictor(plan.model, plan.model_digest, plan.options.model_dump_json())
     every = plan.grid.tiles
     tiles = [every[index] for index in plan.shards[number]]
-    with open_scene(plan, predictor.adapter) as source:
+    with open_scene(plan, predictor.adapter) as opened:
+        source = TolerantSource(opened)
         results = []
         for _, result in predict_tiles(source, tiles, predictor):
             results.append(result)
             if tile_done:
                 tile_done()
-    _write(plan, number, work, results)
+    _write(plan, number, work, results, source.lost)
     return True
 
 
@@ -74,6 +78,15 @@ def read_shards(plan: ScenePlan, work: Path) -> Iterator[tuple[Tile, TileResult]
             yield from zip((tiles[i] for i in indices), _unpack(stored), strict=True)
 
 
+def read_losses(plan: ScenePlan, work: Path) -> Losses:
+    """What the finished shards could not read of the scene."""
+    lost: Losses = {}
+    for number in range(len(plan.shards)):
+        for *window, reason in json.loads(_paths(work, number)[1].read_text())["lost"]:
+            lost[tuple(window)] = reason  # type: ignore[index]
+    return lost
+
+
 def _read(source: Any, tiles: list[Tile]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [source.read(tile.window) for tile in tiles]
 
@@ -86,7 +99,7 @@ def _predict(arrays: list[tuple[np.ndarray, np.ndarray]], predictor: Predictor) 
 
 
 def _nothing(shape: tuple[int, ...], classes: int) -> TileResult:
-    return TileResult(MaskSet.empty(shape), np.zeros((classes, *shape), np.float16))
+    return TileResult(MaskSet.empty(shape), np.zeros((classes, *shape), np.float16), np.zeros(shape, bool))
 
 
 @lru_cache(maxsize=1)
@@ -98,7 +111,7 @@ def _predictor(model: str, digest: str, options: str) -> Predictor:
     return Predictor(bundle.build(), bundle.adapter, PredictOptions.model_validate_json(options))
 
 
-def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult]) -> None:
+def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult], lost: Losses) -> None:
     data, marker = _paths(work, number)
     objects = [result.objects for result in results]
     with atomic_write(data) as temporary, Path(temporary).open("wb") as file:
@@ -110,14 +123,17 @@ def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult]) 
             labels=np.concatenate([o.labels for o in objects]),
             scores=np.concatenate([o.scores for o in objects]),
             probabilities=np.stack([result.probabilities for result in results]),
+            valid=np.packbits(np.stack([result.valid for result in results]), axis=-1),
         )
+    rows = [[*window, reason] for window, reason in sorted(lost.items())]
     with atomic_write(marker) as temporary:
-        Path(temporary).write_text(json.dumps({"key": plan.key, "sha256": sha256(data)}))
+        Path(temporary).write_text(json.dumps({"key": plan.key, "sha256": sha256(data), "lost": rows}))
 
 
 def _unpack(stored: Any) -> Iterator[TileResult]:
     counts, sizes = stored["counts"], stored["sizes"]
     runs, labels, scores, probabilities = (stored[n] for n in ("runs", "labels", "scores", "probabilities"))
+    valid = np.unpackbits(stored["valid"], axis=-1, count=probabilities.shape[-1]).astype(bool)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     first = 0
     for number, count in enumerate(counts):
@@ -130,7 +146,7 @@ def _unpack(stored: Any) -> Iterator[TileResult]:
             labels[first:last],
             scores[first:last],
         )
-        yield TileResult(objects, probabilities[number])
+        yield TileResult(objects, probabilities[number], valid[number])
         first = last
 
 

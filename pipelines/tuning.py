@@ -80,9 +80,9 @@ def tune(
         kept: list[np.ndarray] = []
 
         def on_band(
-            window: Window, probabilities: np.ndarray, s: Any = source, t: Any = truth, c: Any = counted, k: Any = kept
+            window: Window, probabilities: np.ndarray, seen: np.ndarray, t: Any = truth, c: Any = counted, k: Any = kept
         ) -> None:
-            curve.add(probabilities, t[window], c[window] & s.read(window)[1])
+            curve.add(probabilities, t[window], c[window] & seen)
             if per_pixel:
                 k.append(probabilities.astype(np.float16))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from pipelines.config import PredictOptions
 
 NAME = "predict"
+PARTIAL = 3  # exit code: all was written, but part of a scene could not be read
 EXAMPLE = "Example: maskbridge predict models:/crowns@champion scene.tif --out predictions --tile 512 --overlap 64"
 
 
@@ -107,6 +109,7 @@ def command(
     from pipelines.commands.progress import Progress
     from pipelines.prediction import predict_scene
 
+    damaged = False
     try:
         with Progress() as progress:
             written: set[Path] = set()
@@ -116,8 +119,20 @@ def command(
                 result = predict_scene(source, model, out, options, write=write, overwrite=fresh, on_progress=progress)
                 written.add(result)
                 typer.echo(str(result))
+                damaged |= _is_damaged(result)
     finally:
         _remove_empty(out / ".shards", out)
+    if damaged:
+        raise typer.Exit(PARTIAL)
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Say it where part of the scene could not be read."""
+    run = json.loads((folder / "run.json").read_text())
+    if run["lost_pixels"]:
+        note = next(note for note in run["warnings"] if "could not be read" in note)
+        typer.echo(f"warning: {run['source']['name']}: {note}", err=True)
+    return bool(run["lost_pixels"])
 
 
 def _foresee(source: str, model: str, out: Path, options: PredictOptions) -> None:

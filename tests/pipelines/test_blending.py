@@ -14,7 +14,8 @@ def blend(grid, scene):
     blender = Blender(grid, len(scene))
     result, row, most = np.full(scene.shape, np.nan, np.float32), 0, 0
     for tile in grid:
-        for window, band in blender.add(tile, scene[(slice(None), *tile.window)]):
+        for window, band, seen in blender.add(tile, scene[(slice(None), *tile.window)]):
+            assert seen.all()
             assert window[0].start == row and band.shape[1] == window[0].stop - row
             assert window[1:] == tuple(slice(0, n) for n in grid.shape[1:])
             result[(slice(None), *window)] = band
@@ -68,7 +69,7 @@ def test_disagreeing_tiles_fade_into_each_other():
     grid = Grid((16, 28), 16, 4)
     blender = Blender(grid, 1)
     blender.add(grid[0, 0], np.zeros((1, 16, 16), np.float32))
-    ((_, band),) = blender.add(grid[0, 1], np.ones((1, 16, 16), np.float32))
+    ((_, band, _),) = blender.add(grid[0, 1], np.ones((1, 16, 16), np.float32))
     seam = band[0, 8, 10:18]
     assert seam[0] == 0 and seam[-1] == 1
     assert (np.diff(seam[1:7]) > 0).all() and abs(seam[2] + seam[5] - 1) < 1e-6
@@ -78,7 +79,7 @@ def test_a_skipped_tile_counts_for_nothing():
     grid = Grid((8, 14), 8, 2)
     blender = Blender(grid, 1)
     blender.add(grid[0, 0], np.full((1, 8, 8), 0.5, np.float32))
-    ((_, band),) = blender.skip(grid[0, 1])
+    ((_, band, _),) = blender.skip(grid[0, 1])
     np.testing.assert_allclose(band[0, :, :8], 0.5, atol=1e-6)
     assert (band[0, :, 8:] == 0).all()
 
@@ -102,3 +103,16 @@ def test_wrong_input_says_what_was_expected():
         blender.add(Grid((8, 14), 7, 2)[0, 0], np.zeros((2, 7, 7), np.float32))
     with pytest.raises(ValueError, match="at least one channel"):
         Blender(grid, 0)
+
+
+def test_what_one_tile_did_not_see_comes_from_the_other():
+    grid = Grid((8, 14), 8, 2)
+    scene = np.random.default_rng(0).random((1, 8, 14)).astype(np.float32)
+    blender = Blender(grid, 1)
+    blind = np.ones((8, 8), bool)
+    blind[2:5, 3:] = False  # damaged in the first tile only; columns 6 and 7 lie in both
+    blender.add(grid[0, 0], scene[:, :, :8] * blind, blind)
+    ((_, band, seen),) = blender.add(grid[0, 1], scene[:, :, 6:])
+    assert (~seen).sum() == 3 * 3 and not seen[2:5, 3:6].any()
+    np.testing.assert_allclose(band[0][seen], scene[0][seen], atol=1e-6)
+    assert (band[0][~seen] == 0).all()
