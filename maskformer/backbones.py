@@ -1,43 +1,60 @@
-"""Backbones: any timm `features_only` network with strides 4, 8, 16 and 32, and any number of input channels."""
+"""Backbones: what a config's `backbone` names, as four maps at strides 4, 8, 16 and 32 and any number of channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import timm
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskformer.config import ModelConfig
+from maskformer.swin import Swin
+from maskformer.vit_pyramid import ViTPyramid, is_plain_vit
+from maskformer.weights import WeightAccount, inflate_stem, load_backbone_weights
 
-if TYPE_CHECKING:
-    from maskformer.eomt import Trunk
+__all__ = ["Backbone", "WeightAccount", "build_backbone", "inflate_stem", "load_backbone_weights"]
 
 STRIDES = (4, 8, 16, 32)
 
 
-def build_backbone(config: ModelConfig) -> Backbone | Trunk:
-    """The backbone that `config.backbone` names."""
+def build_backbone(config: ModelConfig) -> nn.Module:
+    """The freshly initialised backbone of a config: image (B, C, H, W) → maps, finest first; `channels`: their widths.
+
+    The network that pretrained weights are for is its `network`. With the pixel decoder "tokens" the backbone is the
+    trunk of a ViT and has one map. ValueError for an unknown name or option, or a network without one of the strides.
+    """
     if config.pixel_decoder == "tokens":
         from maskformer.eomt import Trunk
 
         return Trunk(config)
-    return Backbone(config.backbone, config.in_channels, config.freeze_batch_norm)
+    name, options = config.backbone, dict(config.backbone_options)
+    if name.startswith("swin-"):
+        network: nn.Module = Swin(name, config.in_channels, **options)
+    elif name in ("stdc1", "stdc2"):
+        from maskformer.stdc import STDC
+
+        network = STDC(name, config.in_channels, **options)
+    elif is_plain_vit(name):
+        return ViTPyramid(name, config.in_channels, **_timm_options(options))  # it has no batch norm
+    else:
+        network = create_features(name, config.in_channels, **_timm_options(options))
+    return Backbone(network, config.freeze_batch_norm)
 
 
 class Backbone(nn.Module):
     """Image (B, C, H, W) → features at strides 4, 8, 16, 32, finest first. `channels` has their widths.
 
     With `freeze_batch_norm`, batch norms keep their statistics and affine parameters through training (what
-    detectron2 calls FrozenBN), everything else trains. ValueError where timm has no such network or it lacks a stride.
+    detectron2 calls FrozenBN), everything else trains.
     """
 
-    def __init__(self, name: str, in_channels: int = 3, freeze_batch_norm: bool = False) -> None:
+    def __init__(self, network: nn.Module, freeze_batch_norm: bool = False) -> None:
         super().__init__()
-        self.network = create_features(name, in_channels)
-        self.channels: tuple[int, ...] = tuple(_feature_info(self.network).channels())
+        self.network = network
+        info = getattr(network, "feature_info", None)
+        self.channels: tuple[int, ...] = tuple(network.channels if info is None else info.channels())
         self.freeze_batch_norm = freeze_batch_norm
         if freeze_batch_norm:
             for norm in self._batch_norms():
@@ -53,106 +70,50 @@ class Backbone(nn.Module):
                 norm.eval()
         return self
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them. ValueError where the network cannot."""
+        if not hasattr(self.network, "set_grad_checkpointing"):
+            raise ValueError(f"gradient checkpointing: {type(self.network).__name__} has none")
+        cast(Any, self.network).set_grad_checkpointing(enable)
+
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
 
-def create_features(name: str, in_channels: int) -> nn.Module:
-    """timm's network `name` as a feature pyramid of exactly the strides 4-32, without pretrained weights."""
+def create_features(name: str, in_channels: int = 3, **options: Any) -> nn.Module:
+    """timm's network `name` as a feature pyramid of exactly the strides 4-32, without pretrained weights.
+
+    `options` are timm's for the network. ValueError where timm has no such network or option, or it lacks a stride.
+    """
     if not timm.is_model(name):
         raise ValueError(f"backbone: timm has no model {name!r}")
-    probe = timm.create_model(name, features_only=True, pretrained=False, in_chans=in_channels)
-    strides = _feature_info(probe).reduction()
+    make = _maker(name, in_channels, options)
+    with torch.device("meta"):
+        strides = _feature_info(make()).reduction()
     missing = [stride for stride in STRIDES if stride not in strides]
     if missing:
         raise ValueError(f"backbone: {name} has features at strides {strides}, but not at {missing}")
     # The last feature of a stride is the deepest one that still has that resolution.
     wanted = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
-    if wanted == list(range(len(strides))):
-        return probe
-    return timm.create_model(
-        name, features_only=True, pretrained=False, in_chans=in_channels, out_indices=tuple(wanted)
-    )
+    return make() if wanted == list(range(len(strides))) else make(out_indices=tuple(wanted))
+
+
+def _maker(name: str, in_channels: int, options: dict[str, Any]) -> Any:
+    def make(**more: Any) -> nn.Module:
+        try:
+            return timm.create_model(
+                name, features_only=True, pretrained=False, in_chans=in_channels, **options, **more
+            )
+        except TypeError as error:
+            raise ValueError(f"backbone_options: {name} does not take {options}: {error}") from None
+
+    return make
+
+
+def _timm_options(options: dict[str, Any]) -> dict[str, Any]:
+    """`drop_path` is the family's word for what timm calls `drop_path_rate`."""
+    return {"drop_path_rate" if name == "drop_path" else name: value for name, value in options.items()}
 
 
 def _feature_info(network: nn.Module) -> timm.models.FeatureInfo:
     return cast(timm.models.FeatureInfo, network.feature_info)
-
-
-@dataclass(frozen=True)
-class WeightAccount:
-    """What became of each tensor: names in the model for loaded, inflated and missing; in the file for unexpected."""
-
-    loaded: tuple[str, ...] = field(default=())
-    inflated: tuple[str, ...] = field(default=())  # loaded into a stem with another number of channels
-    missing: tuple[str, ...] = field(default=())  # in the model only: stays as initialised
-    unexpected: tuple[str, ...] = field(default=())  # in the file only: the classifier head, usually
-
-
-def load_backbone_weights(
-    model: nn.Module, state_dict: Mapping[str, Tensor], rgb: Sequence[int] | None = None
-) -> WeightAccount:
-    """Load timm-named ImageNet weights into the timm network inside `model` (MaskFormer, U-Net or Backbone).
-
-    `rgb` says which input channels are red, green and blue (default: the first three). The stem is inflated
-    so that those channels with every other at 0 give the features of the original network: the other channels get the
-    mean over red, green and blue; a one-channel stem gets their sum (a grey picture then counts as R=G=B).
-    timm's own inflation rescales, and changes the features. ValueError where another shape differs or nothing fits.
-    """
-    network = timm_network(model)
-    own = network.state_dict()
-    # timm flattens nested names in some feature extractors (`stages.0` → `stages_0`).
-    by_flat_name = {name.replace(".", "_"): name for name in own}
-    new: dict[str, Tensor] = {}
-    inflated, unexpected = [], []
-    for source_name, tensor in state_dict.items():
-        name = by_flat_name.get(source_name.replace(".", "_"))
-        if name is None:
-            unexpected.append(source_name)
-            continue
-        if own[name].shape != tensor.shape:
-            if not _is_stem(own[name], tensor):
-                raise ValueError(
-                    f"backbone weights: {source_name} has shape {tuple(tensor.shape)}, "
-                    f"expected {tuple(own[name].shape)}"
-                )
-            tensor = inflate_stem(tensor, own[name].shape[1], rgb)
-            inflated.append(name)
-        elif tensor.ndim == 4 and tensor.shape[1] == 3 and rgb not in (None, (0, 1, 2)) and "stem" in name:
-            tensor = inflate_stem(tensor, 3, rgb)
-        new[name] = tensor
-    if not new:
-        raise ValueError("backbone weights: no tensor of the file belongs to this network")
-    network.load_state_dict(new, strict=False)
-    return WeightAccount(
-        loaded=tuple(name for name in new if name not in inflated),
-        inflated=tuple(inflated),
-        missing=tuple(name for name in own if name not in new),
-        unexpected=tuple(unexpected),
-    )
-
-
-def timm_network(model: nn.Module) -> nn.Module:
-    """The timm feature network inside a MaskFormer, a U-Net baseline or a Backbone."""
-    backbone = getattr(model, "backbone", model)
-    return getattr(backbone, "network", backbone)
-
-
-def inflate_stem(weight: Tensor, in_channels: int, rgb: Sequence[int] | None = None) -> Tensor:
-    """First convolution (out, 3, kh, kw) → (out, in_channels, kh, kw); see `load_backbone_weights`."""
-    if in_channels == 1:
-        return weight.sum(1, keepdim=True)
-    places = tuple(rgb) if rgb is not None else tuple(range(min(3, in_channels)))
-    mean = weight.mean(1, keepdim=True)
-    if len(places) < 3:  # two channels and no colours: each counts half of a grey picture
-        return (weight.sum(1, keepdim=True) / in_channels).repeat(1, in_channels, 1, 1)
-    if len(set(places)) != 3 or not all(0 <= place < in_channels for place in places):
-        raise ValueError(f"rgb: {places} are not three different channels of {in_channels}")
-    inflated = mean.repeat(1, in_channels, 1, 1)
-    inflated[:, list(places)] = weight
-    return inflated
-
-
-def _is_stem(own: Tensor, given: Tensor) -> bool:
-    same = own.ndim == given.ndim == 4 and own.shape[0] == given.shape[0] and own.shape[2:] == given.shape[2:]
-    return same and given.shape[1] == 3 and own.shape[1] != 3

@@ -2,11 +2,22 @@ import pytest
 import timm
 import torch
 
-from maskformer.backbones import Backbone, inflate_stem, load_backbone_weights
+from maskformer.backbones import Backbone, build_backbone, inflate_stem, load_backbone_weights
 from maskformer.config import ModelConfig
 from maskformer.model import build_model
 
 NAME = "tf_efficientnet_lite0"
+
+
+def make(name: str, in_channels: int = 3, freeze_batch_norm: bool = False, **options) -> Backbone:
+    return build_backbone(
+        ModelConfig(
+            backbone=name,
+            in_channels=in_channels,
+            freeze_batch_norm=freeze_batch_norm,
+            backbone_options=options,
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +28,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 def features(channels: int, weights: dict, x: torch.Tensor, rgb=None) -> list[torch.Tensor]:
     """In double precision: another order of summation alone moves float32 features by 1e-5."""
-    backbone = Backbone(NAME, channels).eval()
+    backbone = make(NAME, channels).eval()
     load_backbone_weights(backbone, weights, rgb)
     with torch.no_grad():
         return backbone.double()(x.double())
@@ -25,17 +36,17 @@ def features(channels: int, weights: dict, x: torch.Tensor, rgb=None) -> list[to
 
 @pytest.mark.parametrize("name", [NAME, "resnet18", "convnext_atto"])
 def test_strides_4_to_32(name: str) -> None:
-    backbone = Backbone(name, in_channels=2).eval()
+    backbone = make(name, in_channels=2).eval()
     with torch.no_grad():
         out = backbone(torch.randn(1, 2, 64, 96))
     assert [tuple(f.shape[-2:]) for f in out] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     assert tuple(f.shape[1] for f in out) == backbone.channels
 
 
-@pytest.mark.parametrize(("name", "word"), [("no_such_net", "no model"), ("vit_tiny_patch16_224", "strides")])
+@pytest.mark.parametrize(("name", "word"), [("no_such_net", "no model"), ("mixer_s16_224", "strides")])
 def test_unusable_network_is_named(name: str, word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        Backbone(name)
+        make(name)
 
 
 def test_extra_channels_at_zero_keep_the_rgb_features(weights: dict) -> None:
@@ -100,21 +111,21 @@ def test_both_architectures_get_the_same_encoder(weights: dict) -> None:
 
 def test_flattened_names_of_timm_are_found() -> None:
     full = timm.create_model("convnext_atto", pretrained=False).state_dict()
-    account = load_backbone_weights(Backbone("convnext_atto"), full)
+    account = load_backbone_weights(make("convnext_atto"), full)
     assert not account.missing
     assert all(name.startswith(("head", "norm_pre")) for name in account.unexpected)
 
 
 def test_foreign_weights_are_refused(weights: dict) -> None:
     with pytest.raises(ValueError, match="no tensor of the file"):
-        load_backbone_weights(Backbone("resnet18"), {"something.else": torch.zeros(1)})
+        load_backbone_weights(make("resnet18"), {"something.else": torch.zeros(1)})
     broken = {**weights, "blocks.3.1.conv_pw.weight": torch.zeros(1, 2, 3, 4)}
     with pytest.raises(ValueError, match=r"blocks\.3\.1\.conv_pw\.weight has shape"):
-        load_backbone_weights(Backbone(NAME), broken)
+        load_backbone_weights(make(NAME), broken)
 
 
 def test_frozen_batch_norm_stays(weights: dict) -> None:
-    frozen, free = Backbone(NAME, freeze_batch_norm=True).train(), Backbone(NAME).train()
+    frozen, free = make(NAME, freeze_batch_norm=True).train(), make(NAME).train()
     for backbone, changes in ((frozen, False), (free, True)):
         before = backbone.network.bn1.running_mean.clone()
         backbone(torch.randn(2, 3, 64, 64) + 1)[-1].sum().backward()
