@@ -61,7 +61,7 @@ def _create(config: ModelConfig, **changes: Any) -> VisionTransformer:
     if not timm.is_model(config.backbone):
         raise ValueError(f"backbone: timm has no model {config.backbone!r}")
     options = {**config.backbone_options, **changes}
-    fixed = {"pretrained": False, "num_classes": 0, "global_pool": "", "in_chans": config.in_channels}
+    fixed: dict[str, Any] = {"pretrained": False, "num_classes": 0, "global_pool": "", "in_chans": config.in_channels}
     try:
         vit = timm.create_model(config.backbone, **fixed, dynamic_img_size=True, **options)
     except (TypeError, AssertionError) as error:
@@ -164,7 +164,7 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, pixels: PixelFeatures) -> Prediction:
         patches, (prefix,) = pixels.mask_features, pixels.memory
-        grid = patches.shape[-2:]
+        grid = (patches.shape[-2], patches.shape[-1])
         query = self.query_embed.weight.expand(len(patches), -1, -1)
         x = torch.cat((query.to(patches.dtype), prefix, patches.flatten(2).transpose(1, 2)), dim=1)  # (B, Q+P+hw, D)
         supervised = self.training and self.supervise_layers
