@@ -1,0 +1,100 @@
+"""A renamed checkpoint becomes a model. Every tensor on either side is accounted for, or it is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from maskformer.config import ModelConfig
+from maskformer.conversion.account import Conversion, Facts, name_some
+from maskformer.conversion.fit import Changes, fit
+from maskformer.conversion.renaming import Renaming, Table, assemble, rename
+from maskformer.model import MaskFormer
+
+# Tensors a published checkpoint may lack, by the end of our name, and why that changes nothing.
+_DISPENSABLE = {"num_batches_tracked": "counts training steps; frozen batch norms are published without it"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was understood: the config of its model, its tensors, and how they are called.
+
+    source: what it is, in words for the account. left_over: a table of tensors nobody needs, and why.
+    """
+
+    source: str
+    config: ModelConfig
+    weights: Mapping[str, Tensor]
+    table: Table
+    left_over: Table
+    facts: Facts = field(default_factory=Facts)
+
+
+def load(checkpoint: Checkpoint, changes: Changes) -> MaskFormer:
+    """The checkpoint's model, changed by `changes`; float32, eval mode. Its `conversion` is the account.
+
+    ValueError lists tensors the table does not know, tensors the model has and the checkpoint has not, and tensors of
+    another shape.
+    """
+    weights, source = checkpoint.weights, checkpoint.source
+    renaming = rename(weights, checkpoint.table, checkpoint.left_over)
+    model = MaskFormer(changes.apply(checkpoint.config))
+    own = model.state_dict()
+    _check_names(source, renaming, own)
+    given = {name: _like(assemble(weights, parts), own[name]) for name, parts in renaming.sources.items()}
+    given, adapted = fit(own, given, changes, checkpoint.facts.classes)
+    _check_shapes(source, given, own)
+    model.load_state_dict(given, strict=False)
+    model.conversion = Conversion(
+        source=source,
+        loaded=tuple(given),
+        renamed=_renamed(renaming),
+        adapted=adapted,
+        fresh={name: _dispensable(name) for name in own if name not in given},
+        left_over=renaming.left_over,
+        facts=changes.facts(checkpoint.facts),
+    )
+    return model.float().eval()
+
+
+def _like(tensor: Tensor, own: Tensor) -> Tensor:
+    """float32, contiguous; axes of length 1 as our tensor has them (a table of positions may lack the batch axis)."""
+    tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+    if [n for n in tensor.shape if n != 1] == [n for n in own.shape if n != 1]:
+        return tensor.reshape(own.shape)
+    return tensor
+
+
+def _dispensable(name: str) -> str:
+    return next((reason for end, reason in _DISPENSABLE.items() if name.endswith(end)), "")
+
+
+def _renamed(renaming: Renaming) -> dict[str, str]:
+    return {ours: ", ".join(parts.values()) for ours, parts in renaming.sources.items() if ours not in parts.values()}
+
+
+def _check_names(source: str, renaming: Renaming, own: Mapping[str, Tensor]) -> None:
+    """ValueError where a tensor has no place on the other side."""
+    strangers = [name for ours, parts in renaming.sources.items() if ours not in own for name in parts.values()]
+    unexpected = [*renaming.unexpected, *strangers]
+    missing = [name for name in own if name not in renaming.sources and not _dispensable(name)]
+    missing += renaming.incomplete()
+    faults = []
+    if unexpected:
+        faults.append(f"{len(unexpected)} tensors of the checkpoint have no place here: {name_some(unexpected)}")
+    if missing:
+        faults.append(f"{len(missing)} tensors of the model are missing in the checkpoint: {name_some(missing)}")
+    if faults:
+        raise ValueError(f"{source}: {'; '.join(faults)}")
+
+
+def _check_shapes(source: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    wrong = [
+        f"{name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+        for name, tensor in given.items()
+        if tensor.shape != own[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"{source}: {len(wrong)} tensors of another shape: {name_some(wrong)}")

@@ -1,0 +1,84 @@
+"""timm's pretrained backbones into a fresh model, with the account of a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from maskformer.config import ModelConfig
+from maskformer.conversion.account import Conversion, name_some
+from maskformer.conversion.restricted_pickle import load_weights
+from maskformer.conversion.transformers_folder import read_safetensors
+from maskformer.model import MaskFormer
+from maskformer.weights import backbone_network, load_backbone_weights
+
+_DERIVED = ("relative_position_index", "attn_mask")
+# Names of what a classifier has and no pyramid needs, in networks that are not timm's own here (Swin, STDC).
+_CLASSIFIER = ("head.", "norm.", "fc.", "linear.", "bn.", "conv_last.", "classifier.")
+_BESIDE = "the classifier's, or behind the last map"
+_FRESH = "no part of a pretrained backbone"
+
+
+def load_backbone(
+    name_or_weights: str | Path | Mapping[str, Tensor], config: ModelConfig, rgb: Sequence[int] | None
+) -> MaskFormer:
+    """See `convert.from_timm`."""
+    weights, source = _weights(name_or_weights)
+    model = MaskFormer(config)
+    account = load_backbone_weights(model, weights, rgb)
+    prefix = _prefix(model)
+    whole = _names_of_timm(config)
+    strangers = [name for name in account.unexpected if name not in whole and not name.startswith(_CLASSIFIER)]
+    lost = [name for name in account.missing if not name.startswith("norm") and "num_batches_tracked" not in name]
+    if strangers or lost:
+        faults = [f"{len(strangers)} tensors have no place here: {name_some(strangers)}"] if strangers else []
+        faults += [f"{len(lost)} tensors of the backbone are missing: {name_some(lost)}"] if lost else []
+        raise ValueError(f"{source}: not the weights of {config.backbone}: {'; '.join(faults)}")
+    loaded = tuple(prefix + name for name in (*account.loaded, *account.inflated))
+    model.conversion = Conversion(
+        source=f"{source} (timm, {config.backbone})",
+        loaded=loaded,
+        adapted={prefix + name: f"stem inflated to {config.in_channels} channels" for name in account.inflated},
+        fresh={name: _FRESH for name in model.state_dict() if name not in set(loaded)},
+        left_over={
+            **dict.fromkeys(account.unexpected, _BESIDE),
+            **{name: "follows from the shape" for name in weights if name.endswith(_DERIVED)},
+        },
+    )
+    return model.float().eval()
+
+
+def _weights(name_or_weights: str | Path | Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], str]:
+    if isinstance(name_or_weights, Mapping):
+        return name_or_weights, "weights"
+    path = Path(name_or_weights)
+    if path.is_file():
+        return (read_safetensors if path.suffix == ".safetensors" else load_weights)(path), str(path)
+    name = str(name_or_weights)
+    if not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"{name}: neither a file nor a model of timm")
+    try:
+        return timm.create_model(name, pretrained=True).state_dict(), name
+    except Exception as error:  # the hub fails in many ways: no network, no such weights, a half file
+        raise ValueError(
+            f"{name}: timm's weights cannot be had: {str(error).splitlines()[0][:200]}; put the file into timm's cache "
+            f"(HF_HOME), or pass its path"
+        ) from error
+
+
+def _names_of_timm(config: ModelConfig) -> set[str]:
+    """What timm's whole network is made of; empty for networks that are our own."""
+    if not timm.is_model(config.backbone):
+        return set()
+    with torch.device("meta"):
+        return set(timm.create_model(config.backbone, pretrained=False).state_dict())
+
+
+def _prefix(model: nn.Module) -> str:
+    """Where the network that pretrained weights are for lies in the model."""
+    network = backbone_network(model)
+    return next(name for name, module in model.named_modules() if module is network) + "."
