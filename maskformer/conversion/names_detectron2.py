@@ -43,17 +43,17 @@ def _resnet() -> Table:
     return rows
 
 
-def conv_norm(theirs: str, ours: str) -> Table:
+def _conv_norm(theirs: str, ours: str) -> Table:
     """A convolution that has its norm inside → a sequence of both."""
     return [(theirs, f"{ours}.0"), (f"{theirs}.norm", f"{ours}.1")]
 
 
 def _fpn() -> Table:
     """Counted from the coarsest map here, from the finest there."""
-    rows = [*conv_norm(f"{_DECODER}layer_4", "pixel_decoder.top")]
+    rows = [*_conv_norm(f"{_DECODER}layer_4", "pixel_decoder.top")]
     for ours, theirs in enumerate((3, 2, 1)):
-        rows += conv_norm(f"{_DECODER}adapter_{theirs}", f"pixel_decoder.lateral.{ours}")
-        rows += conv_norm(f"{_DECODER}layer_{theirs}", f"pixel_decoder.output.{ours}")
+        rows += _conv_norm(f"{_DECODER}adapter_{theirs}", f"pixel_decoder.lateral.{ours}")
+        rows += _conv_norm(f"{_DECODER}layer_{theirs}", f"pixel_decoder.output.{ours}")
     return [*rows, (f"{_DECODER}mask_features", "pixel_decoder.mask_features")]
 
 
@@ -68,6 +68,23 @@ def _transformer_encoder() -> Table:
         *_attention(f"{theirs}self_attn.", f"{ours}self_attention."),
         (f"{theirs}linear{{n}}", f"{ours}feedforward.linear{{n}}"),
         (f"{theirs}norm{{n}}", f"{ours}norm{{n}}"),
+    ]
+
+
+def _deformable() -> Table:
+    theirs, ours = f"{_DECODER}transformer.encoder.layers.{{i}}.", "pixel_decoder.encoder.{i}."
+    return [
+        (f"{_DECODER}input_proj.{{i}}.{{j}}", "pixel_decoder.input_proj.{i}.{j}"),
+        (f"{_DECODER}transformer.level_embed", "pixel_decoder.level_embed"),
+        *(
+            (f"{theirs}self_attn.{name}", f"{ours}self_attn.{name}")
+            for name in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+        ),
+        (f"{theirs}linear{{n}}", f"{ours}linear{{n}}"),
+        (f"{theirs}norm{{n}}", f"{ours}norm{{n}}"),
+        *_conv_norm(f"{_DECODER}adapter_1", "pixel_decoder.adapter_1"),
+        *_conv_norm(f"{_DECODER}layer_1", "pixel_decoder.layer_1"),
+        (f"{_DECODER}mask_features", "pixel_decoder.mask_features"),
     ]
 
 
@@ -92,9 +109,33 @@ def _detr() -> Table:
     ]
 
 
+def _masked() -> Table:
+    """A layer's three parts stand in lists of their own there."""
+    rows = [
+        *_heads(),
+        (f"{_PREDICTOR}(query_feat|static_query)", "query_decoder.query_feat"),
+        (f"{_PREDICTOR}level_embed", "query_decoder.level_embed"),
+        (f"{_PREDICTOR}input_proj.{{i}}", "query_decoder.input_proj.{i}"),
+        (f"{_PREDICTOR}decoder_norm", "query_decoder.decoder_norm"),
+    ]
+    ours = "query_decoder.layers.{i}."
+    cross = f"{_PREDICTOR}transformer_cross_attention_layers.{{i}}."
+    self_ = f"{_PREDICTOR}transformer_self_attention_layers.{{i}}."
+    feedforward = f"{_PREDICTOR}transformer_ffn_layers.{{i}}."
+    return [
+        *rows,
+        *_attention(f"{cross}multihead_attn.", f"{ours}cross_attention."),
+        (f"{cross}norm", f"{ours}norm1"),
+        *_attention(f"{self_}self_attn.", f"{ours}self_attention."),
+        (f"{self_}norm", f"{ours}norm2"),
+        (f"{feedforward}linear{{n}}", f"{ours}feedforward.linear{{n}}"),
+        (f"{feedforward}norm", f"{ours}norm3"),
+    ]
+
+
 BACKBONES = {"swin": _swin, "resnet": _resnet}
-PIXEL_DECODERS = {"fpn": _fpn, "transformer_fpn": lambda: [*_transformer_encoder(), *_fpn()]}
-QUERY_DECODERS = {"detr": _detr}
+PIXEL_DECODERS = {"fpn": _fpn, "transformer_fpn": lambda: [*_transformer_encoder(), *_fpn()], "deformable": _deformable}
+QUERY_DECODERS = {"detr": _detr, "masked": _masked}
 
 
 def table_of(backbone: str, pixel_decoder: str, query_decoder: str) -> Table:

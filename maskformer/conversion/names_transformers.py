@@ -84,6 +84,45 @@ def _detr() -> Table:
     ]
 
 
+def _deformable() -> Table:
+    theirs, ours = f"{_DECODER}encoder.layers.{{i}}.", "pixel_decoder.encoder.{i}."
+    return [
+        (f"{_DECODER}input_projections.{{i}}.{{j}}", "pixel_decoder.input_proj.{i}.{j}"),
+        (f"{_DECODER}level_embed", "pixel_decoder.level_embed"),
+        *(
+            (f"{theirs}self_attn.{name}", f"{ours}self_attn.{name}")
+            for name in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+        ),
+        (f"{theirs}fc{{n}}", f"{ours}linear{{n}}"),
+        (f"{theirs}self_attn_layer_norm", f"{ours}norm1"),
+        (f"{theirs}final_layer_norm", f"{ours}norm2"),
+        (f"{_DECODER}adapter_1.{{i}}", "pixel_decoder.adapter_1.{i}"),
+        (f"{_DECODER}layer_1.{{i}}", "pixel_decoder.layer_1.{i}"),
+        (f"{_DECODER}mask_projection", "pixel_decoder.mask_features"),
+    ]
+
+
+def _masked() -> Table:
+    """Self-attention is split there, cross-attention is not."""
+    theirs, ours = f"{_QUERIES}decoder.layers.{{i}}.", "query_decoder.layers.{i}."
+    return [
+        (f"{_QUERIES}queries_embedder", "query_decoder.query_embed"),
+        (f"{_QUERIES}queries_features", "query_decoder.query_feat"),
+        (f"{_QUERIES}level_embed", "query_decoder.level_embed"),
+        (f"{_QUERIES}input_projections.{{i}}", "query_decoder.input_proj.{i}"),
+        *split_attention(f"{theirs}self_attn.", f"{ours}self_attention."),
+        (f"{theirs}cross_attn.in_proj", f"{ours}cross_attention.in_proj"),
+        (f"{theirs}cross_attn.out_proj", f"{ours}cross_attention.out_proj"),
+        (f"{theirs}fc{{n}}", f"{ours}feedforward.linear{{n}}"),
+        (f"{theirs}cross_attn_layer_norm", f"{ours}norm1"),
+        (f"{theirs}self_attn_layer_norm", f"{ours}norm2"),
+        (f"{theirs}final_layer_norm", f"{ours}norm3"),
+        (f"{_QUERIES}decoder.layernorm", "query_decoder.decoder_norm"),
+        ("class_predictor", "query_decoder.class_embed"),
+        (f"{_QUERIES}decoder.mask_predictor.mask_embedder.{{i}}.0", "query_decoder.mask_embed.layers.{i}"),
+    ]
+
+
 def _eomt(depth: int, trunk: int) -> Table:
     """The first `trunk` blocks are the backbone's, the others the query decoder's."""
     rows = [
@@ -118,7 +157,10 @@ def table_of(kind: str, config: ModelConfig) -> Table:
         depth = config.backbone_options["depth"]
         return _eomt(depth, depth - config.decoder_layers)
     backbone = _swin() if config.backbone.startswith("swin") else _resnet()
-    decoders: Mapping[str, Table] = {"maskformer": [*_fpn(), *_detr()]}
+    decoders: Mapping[str, Table] = {
+        "maskformer": [*_fpn(), *_detr()],
+        "mask2former": [*_deformable(), *_masked()],
+    }
     return [*backbone, *decoders[kind]]
 
 

@@ -30,7 +30,7 @@ def load_backbone(
     weights, source = _weights(name_or_weights)
     model = MaskFormer(config)
     account = load_backbone_weights(model, weights, rgb)
-    prefix = _prefix(model)
+    here = _names_in(model)
     whole = _names_of_timm(config)
     strangers = [name for name in account.unexpected if name not in whole and not name.startswith(_CLASSIFIER)]
     lost = [name for name in account.missing if not name.startswith("norm") and "num_batches_tracked" not in name]
@@ -38,11 +38,11 @@ def load_backbone(
         faults = [f"{len(strangers)} tensors have no place here: {name_some(strangers)}"] if strangers else []
         faults += [f"{len(lost)} tensors of the backbone are missing: {name_some(lost)}"] if lost else []
         raise ValueError(f"{source}: not the weights of {config.backbone}: {'; '.join(faults)}")
-    loaded = tuple(prefix + name for name in (*account.loaded, *account.inflated))
+    loaded = tuple(here[name] for name in (*account.loaded, *account.inflated))
     model.conversion = Conversion(
         source=f"{source} (timm, {config.backbone})",
         loaded=loaded,
-        adapted={prefix + name: f"stem inflated to {config.in_channels} channels" for name in account.inflated},
+        adapted={here[name]: f"stem inflated to {config.in_channels} channels" for name in account.inflated},
         fresh={name: _FRESH for name in model.state_dict() if name not in set(loaded)},
         left_over={
             **dict.fromkeys(account.unexpected, _BESIDE),
@@ -78,7 +78,7 @@ def _names_of_timm(config: ModelConfig) -> set[str]:
         return set(timm.create_model(config.backbone, pretrained=False).state_dict())
 
 
-def _prefix(model: nn.Module) -> str:
-    """Where the network that pretrained weights are for lies in the model."""
-    network = backbone_network(model)
-    return next(name for name, module in model.named_modules() if module is network) + "."
+def _names_in(model: nn.Module) -> dict[str, str]:
+    """Name in the network that pretrained weights are for → name in the model, whose tensor it is."""
+    names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {name: names[id(tensor)] for name, tensor in backbone_network(model).state_dict(keep_vars=True).items()}
