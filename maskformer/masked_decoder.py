@@ -1,0 +1,127 @@
+"""The masked-attention query decoder of Mask2Former (arXiv 2112.01527): a query looks where its mask already is.
+
+Each layer predicts masks; the next one attends only inside them. Bilinear resizing and the product with the mask
+embedding commute (both are linear), so the masks come from mask features that were shrunk once to the three memory
+sizes: no full-size mask is made but the last one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from maskformer.attention import Attention, FeedForward
+from maskformer.config import ModelConfig
+from maskformer.pixel_decoders import PixelFeatures, biased_conv
+from maskformer.position import sine_position
+from maskformer.prediction import Prediction, predict_layers
+from maskformer.query_decoders import MLP
+
+
+class Level(NamedTuple):
+    """A memory map for cross-attention: key and value (B, hw, d), shrunk mask features (B, c, hw)."""
+
+    key: Tensor
+    value: Tensor
+    mask_features: Tensor
+
+
+class MaskedDecoderLayer(nn.Module):
+    """Queries look at the memory inside their masks, then at each other, then feed-forward; post-norm."""
+
+    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.cross_attention = Attention(dim, heads, dropout)
+        self.self_attention = Attention(dim, heads, dropout)
+        self.feedforward = FeedForward(dim, feedforward, dropout)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query: Tensor, query_position: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """query and query_position (B, Q, d), key and value (B, N, d), mask bool (B, 1, Q, N): where one may look."""
+        seen = self.cross_attention(query + query_position, key, value, mask)
+        query = self.norm1(query + self.dropout(seen))
+        where = query + query_position
+        query = self.norm2(query + self.dropout(self.self_attention(where, where, query)))
+        return self.norm3(query + self.dropout(self.feedforward(query)))
+
+
+class MaskedDecoder(nn.Module):
+    """`decoder_layers` layers over the memory at strides 32, 16, 8 in turn, and predictions from the start on.
+
+    In training `auxiliary` holds the predictions of the raw learned queries and of every layer but the last.
+    """
+
+    def __init__(self, memory_channels: Sequence[int], config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.supervise_layers = config.auxiliary
+        self.checkpointing = False
+        # As published, memory that already has the right width enters as it is.
+        self.input_proj = nn.ModuleList(
+            nn.Identity() if width == dim else biased_conv(width, dim, 1) for width in memory_channels
+        )
+        self.level_embed = nn.Embedding(len(memory_channels), dim)
+        self.query_feat = nn.Embedding(config.num_queries, dim)
+        self.query_embed = nn.Embedding(config.num_queries, dim)
+        self.layers = nn.ModuleList(
+            MaskedDecoderLayer(dim, config.num_heads, config.feedforward_dim, config.dropout)
+            for _ in range(config.decoder_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(dim)
+        self.class_embed = nn.Linear(dim, config.num_classes + 1)
+        self.mask_embed = MLP(dim, dim, config.mask_dim)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each layer in the backward pass instead of keeping what it made: less memory, more time."""
+        self.checkpointing = enable
+
+    def forward(self, pixels: PixelFeatures) -> Prediction:
+        levels = self._levels(pixels)
+        batch = pixels.mask_features.shape[0]
+        query = self.query_feat.weight.expand(batch, -1, -1)  # (B, Q, d)
+        query_position = self.query_embed.weight.expand(batch, -1, -1)
+        supervised = self.training and self.supervise_layers
+        states = []
+        for i, layer in enumerate(self.layers):
+            state = self.decoder_norm(query)
+            mask_embed = self.mask_embed(state)
+            if supervised:
+                states.append((self.class_embed(state), mask_embed))
+            level = levels[i % len(levels)]
+            mask = attention_mask(mask_embed, level.mask_features)
+            inputs = (query, query_position, level.key, level.value, mask)
+            if self.checkpointing and self.training:
+                query = checkpoint(layer, *inputs, use_reentrant=False)
+            else:
+                query = layer(*inputs)
+        state = self.decoder_norm(query)
+        states.append((self.class_embed(state), self.mask_embed(state)))
+        return predict_layers(states, pixels.mask_features, keep_factors=self.training)
+
+    def _levels(self, pixels: PixelFeatures) -> list[Level]:
+        levels = []
+        for memory, project, embed in zip(pixels.memory, self.input_proj, self.level_embed.weight, strict=True):
+            height, width = memory.shape[-2:]
+            value = project(memory).flatten(2).transpose(1, 2) + embed  # (B, hw, d)
+            position = sine_position(height, width, value.shape[2], value.device).to(value.dtype)
+            shrunk = F.interpolate(pixels.mask_features.detach(), size=(height, width), mode="bilinear")
+            levels.append(Level(value + position.flatten(2).transpose(1, 2), value, shrunk.flatten(2)))
+        return levels
+
+
+def attention_mask(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
+    """Where each query may look, bool (B, 1, Q, hw): where its mask logit is not negative, or everywhere if nowhere.
+
+    mask_embed (B, Q, c), mask_features (B, c, hw) at the memory's size. No gradient flows through it.
+    """
+    with torch.no_grad():
+        inside = torch.bmm(mask_embed, mask_features) >= 0
+        return (inside | ~inside.any(dim=-1, keepdim=True))[:, None]
