@@ -1,0 +1,158 @@
+"""A published checkpoint becomes a bundle: the model converted, and an adapter made of what the checkpoint knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from adapters.base import DomainAdapter
+from adapters.channels import Channel, ChannelSet
+from adapters.classes import Class, ClassSet, value_key
+from adapters.errors import InputError
+from adapters.reading import did_you_mean, listing
+from adapters.remote_sensing import rgb_aerial
+from pipelines.bundle import save_bundle
+
+if TYPE_CHECKING:
+    from maskformer.config import ModelConfig
+    from maskformer.conversion.account import Conversion, Facts
+
+Kind = Literal["auto", "transformers", "detectron2"]
+
+DETECTRON2 = (".pkl", ".pth", ".pt")
+STRIDE = 32  # tiles are a multiple of the coarsest map
+DEFAULT_TILE = 512
+
+
+def convert_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    kind: Kind = "auto",
+    classes: Sequence[str] | None = None,
+    things: str | None = None,
+) -> Conversion:
+    """Convert `checkpoint` and write the bundle `out`; the account.
+
+    checkpoint: a folder of transformers, or a file of detectron2. classes: other classes than the checkpoint's; names
+    for them, where it has none. things: see `thing_flags`. InputError names what is wrong with the checkpoint.
+    """
+    chosen = kind_of(checkpoint) if kind == "auto" else kind
+    from maskformer import convert  # torch: 2 s, which a mistyped path need not wait for
+
+    read = convert.from_transformers if chosen == "transformers" else convert.from_detectron2
+    try:
+        model = read(checkpoint, classes=classes)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    account = model.conversion
+    adapter = adapter_of(checkpoint.resolve().stem, model.config, account.facts, things)
+    save_bundle(
+        out,
+        model,
+        adapter,
+        thresholds=account.facts.thresholds,
+        provenance={"converted_from": f"{checkpoint.resolve().name} ({chosen})", "conversion": _summary(account)},
+    )
+    return account
+
+
+def kind_of(checkpoint: Path) -> Kind:
+    """What a path looks like; InputError where nothing is there or it is neither."""
+    if checkpoint.is_dir():
+        if (checkpoint / "config.json").is_file():
+            return "transformers"
+        raise InputError(f"{checkpoint}: no config.json in it; expected a folder of transformers or a detectron2 file")
+    if not checkpoint.exists():
+        raise InputError(f"{checkpoint}: no such file or folder")
+    if checkpoint.suffix in DETECTRON2:
+        return "detectron2"
+    if (checkpoint.parent / "config.json").is_file():
+        raise InputError(f"{checkpoint}: one file of a folder of transformers; give the folder, {checkpoint.parent}")
+    raise InputError(
+        f"{checkpoint}: not a checkpoint; expected a folder of transformers (config.json and safetensors) or a "
+        f"detectron2 file ({', '.join(DETECTRON2)})"
+    )
+
+
+def adapter_of(name: str, config: ModelConfig, facts: Facts, things: str | None = None) -> DomainAdapter:
+    """The adapter of a converted model: 8-bit channels on the scale it was trained with, its classes, its tile.
+
+    Three channels are red, green and blue. Where the checkpoint does not say which classes are things, all are.
+    """
+    names = _distinct(facts.classes or tuple(f"class {index + 1}" for index in range(config.num_classes)))
+    flags = thing_flags(things, names) if things is not None else facts.things or (True,) * len(names)
+    ignored = facts.ignore_index
+    free = ignored is not None and all(value_key(label) != value_key(ignored) for label in names)
+    classes = ClassSet(
+        tuple(Class(label, "thing" if flag else "stuff") for label, flag in zip(names, flags, strict=True)),
+        ignore_values=(ignored,) if free and ignored is not None else (),
+    )
+    tile = _tile(config, facts)
+    settings: dict[str, Any] = {"tile": tile, "tile_overlap": tile // 8, "name": name}
+    if not all(flags):  # panoptic and semantic models were taught that a pixel is one thing or one stuff
+        settings["overlap"] = "exclusive"
+    return rgb_aerial(classes, **settings).with_channels(_channels(config.in_channels, facts))
+
+
+def thing_flags(words: str, names: Sequence[str]) -> tuple[bool, ...]:
+    """`all`, `none`, a number (the first so many) or names with commas between → whether each class is a thing."""
+    if words in ("all", "none"):
+        return (words == "all",) * len(names)
+    if words.isdigit():
+        if int(words) > len(names):
+            raise InputError(f"--things {words}: there are {len(names)} classes")
+        return tuple(index < int(words) for index in range(len(names)))
+    wanted = [word.strip() for word in words.split(",") if word.strip()]
+    known = {value_key(name) for name in names}
+    for word in wanted:
+        if value_key(word) not in known:
+            raise InputError(f"--things: no class '{word}'{did_you_mean(word, names)}; there are {listing(names)}")
+    chosen = {value_key(word) for word in wanted}
+    return tuple(value_key(name) in chosen for name in names)
+
+
+def _channels(count: int, facts: Facts) -> ChannelSet:
+    mean, std = facts.mean or (), facts.std or ()
+    stated = len(mean) == len(std) == count
+    if count != 3 and not stated:
+        raise InputError(f"the checkpoint takes {count} channels and does not say their mean and spread (image_mean)")
+    rgb = rgb_aerial(ClassSet((Class("any"),))).channels
+    channels = tuple(rgb) if count == 3 else tuple(Channel(f"band {n}", (n,)) for n in range(1, count + 1))
+    if stated:
+        scales = zip(channels, mean, std, strict=True)
+        channels = tuple(replace(channel, offset=offset, scale=scale) for channel, offset, scale in scales)
+    return ChannelSet(channels)
+
+
+def _tile(config: ModelConfig, facts: Facts) -> int:
+    """The side the model was trained at, as a multiple of 32."""
+    side = config.backbone_options.get("img_size") or facts.size or DEFAULT_TILE
+    return max(-(-int(side) // STRIDE) * STRIDE, STRIDE)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind those that an earlier class has too (ADE20K has some)."""
+    seen: set[str] = set()
+    result = []
+    for name in names:
+        label, count = name.strip() or "class", 1
+        while value_key(label) in seen:
+            count += 1
+            label = f"{name.strip() or 'class'} ({count})"
+        seen.add(value_key(label))
+        result.append(label)
+    return result
+
+
+def _summary(account: Conversion) -> dict[str, Any]:
+    """What a bundle keeps of the account: counts, and what is not simply the checkpoint's."""
+    return {
+        "loaded": len(account.loaded),
+        "renamed": len(account.renamed),
+        "adapted": dict(account.adapted),
+        "fresh": dict(account.fresh),
+        "left_over": dict(account.left_over),
+    }
