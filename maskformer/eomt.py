@@ -6,6 +6,7 @@ tokens on, and the query decoder is the ViT's last blocks with the heads.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -217,3 +218,12 @@ class EncoderDecoder(nn.Module):
         if self.grad_checkpointing and self.training:
             return checkpoint(block, x, attn_mask=allowed, use_reentrant=False)
         return block(x, attn_mask=allowed)
+
+
+def whole_vit(trunk: Trunk, decoder: EncoderDecoder) -> VisionTransformer:
+    """timm's ViT in one piece, sharing all its tensors with the two parts: what pretrained weights are for."""
+    vit = copy.copy(trunk.network)
+    vit._modules = dict(trunk.network._modules)  # a copy of a module shares them
+    blocks: Any = nn.Sequential(*trunk.network.blocks, *decoder.blocks)
+    vit.blocks, vit.norm = blocks, decoder.norm
+    return vit

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
+from maskformer.eomt import EncoderDecoder, Trunk, whole_vit
+
 # What Swin's files hold though it follows from the shape.
 _DERIVED = ("relative_position_index", "attn_mask")
 
@@ -71,8 +73,13 @@ def load_backbone_weights(
 
 
 def backbone_network(model: nn.Module) -> nn.Module:
-    """The network that pretrained weights are for, inside a MaskFormer, a U-Net baseline or a backbone."""
-    backbone = getattr(model, "backbone", model)
+    """The network that pretrained weights are for, inside a MaskFormer, a U-Net baseline or a backbone.
+
+    EoMT keeps its ViT in two parts, of which this is a view that shares their tensors.
+    """
+    backbone, decoder = getattr(model, "backbone", model), getattr(model, "query_decoder", None)
+    if isinstance(backbone, Trunk) and isinstance(decoder, EncoderDecoder):
+        return whole_vit(backbone, decoder)
     return getattr(backbone, "network", backbone)
 
 

@@ -5,13 +5,17 @@ import io
 import itertools
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from maskformer.annealing import MaskAnnealing, masking_probability, set_progress
 from maskformer.config import ModelConfig
+from maskformer.convert import from_timm
+from maskformer.eomt import whole_vit
 from maskformer.model import MaskFormer, param_groups
 from maskformer.prediction import LayerPrediction
+from maskformer.weights import load_backbone_weights
 
 DEPTH, BLOCKS, WIDTH, HEADS, QUERIES = 4, 2, 32, 4, 7
 SMALL_VIT = {"img_size": 64, "patch_size": 16, "depth": DEPTH, "embed_dim": WIDTH, "num_heads": HEADS}
@@ -377,3 +381,32 @@ def test_the_trunk_learns_at_the_backbones_rate_and_the_last_blocks_at_the_full_
     rates = {id(p): group["lr"] for group in param_groups(model, 1.0, 0.1) for p in group["params"]}
     assert {rates[id(p)] for p in model.backbone.parameters()} == {0.1}
     assert {rates[id(p)] for p in model.query_decoder.parameters()} == {1.0}
+
+
+@pytest.mark.parametrize(("patch", "side"), [(16, 64), (14, 70)], ids=["same", "resampled"])
+def test_pretrained_weights_reach_the_last_blocks_too(patch: int, side: int) -> None:
+    torch.manual_seed(1)
+    shape = {**SMALL_VIT, "patch_size": patch, "img_size": side}
+    pretrained = timm.create_model(TINY.backbone, num_classes=5, init_values=0.5, **shape).eval()
+    model = tiny()
+    queries = model.query_decoder.query_embed.weight.clone()
+    account = load_backbone_weights(model, pretrained.state_dict())
+    assert account.unexpected == ("head.weight", "head.bias") and account.missing == () and account.inflated == ()
+    assert torch.equal(model.query_decoder.query_embed.weight, queries)
+    for index, block in enumerate((*model.backbone.network.blocks, *model.query_decoder.blocks)):
+        assert torch.equal(block.attn.qkv.weight, pretrained.blocks[index].attn.qkv.weight)
+    assert torch.equal(model.query_decoder.norm.weight, pretrained.norm.weight)
+    x = torch.randn(1, 3, side, side)
+    if patch == 16:
+        with torch.no_grad():
+            whole = whole_vit(model.backbone, model.query_decoder)
+            assert torch.equal(whole.forward_features(x), pretrained.forward_features(x))
+    assert len(model.backbone.network.blocks) == DEPTH - BLOCKS and isinstance(model.backbone.network.norm, nn.Identity)
+    converted = from_timm(pretrained.state_dict(), model.config)
+    fresh = {name.split(".")[1] for name in converted.conversion.fresh}
+    assert fresh == {"query_embed", "class_embed", "mask_embed", "upscale", "annealing"}
+    assert are_same_weights(converted.query_decoder.blocks, model.query_decoder.blocks)
+
+
+def are_same_weights(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
