@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+from pathlib import Path
 
 import pytest
 import timm
@@ -133,6 +134,15 @@ def test_every_layer_in_training_is_what_transformers_predicts(probability: floa
     for (mask_logits, class_logits), layer in zip(layers, (*given.auxiliary, given), strict=True):
         torch.testing.assert_close(layer.mask_logits, mask_logits, atol=1e-4, rtol=0)
         torch.testing.assert_close(layer.class_logits, class_logits, atol=1e-4, rtol=0)
+
+
+def test_half_annealed_predictions_are_no_lottery() -> None:
+    """transformers draws the spared queries anew in every prediction, in eval mode too. Ours do not change."""
+    theirs, ours = theirs_and_ours(64, 0.5)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.equal(theirs(x).masks_queries_logits, theirs(x).masks_queries_logits)
+        assert are_same(ours(x), ours(x))
 
 
 @pytest.mark.parametrize(("name", "layers", "heads"), [("small", 12, 6), ("base", 12, 12), ("large", 24, 16)])
@@ -337,6 +347,16 @@ def test_every_parameter_gets_a_finite_gradient(progress: float) -> None:
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
+def test_trains_in_bf16_with_the_trunk_frozen() -> None:
+    model = tiny(progress=0.3).train()
+    model.backbone.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model, torch.randn(2, 3, 64, 64))
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is None for p in model.backbone.parameters())
+    assert all(p.grad.isfinite().all() and p.grad.any() for p in model.query_decoder.parameters())
+
+
 def test_unsupervised_layers_cost_no_gradient() -> None:
     model = tiny(auxiliary=False).train()
     out = model(torch.randn(1, 3, 64, 64))
@@ -365,6 +385,28 @@ def test_compiles_to_one_graph(progress: float) -> None:
     x = torch.randn(1, 3, 96, 64)  # not the configured size: position embeddings are resampled in the graph
     with torch.no_grad():
         assert_same(torch.compile(model, fullgraph=True, backend="eager")(x), model(x), 1e-5)
+
+
+@pytest.mark.slow
+def test_exports_with_any_height_and_width(tmp_path: Path) -> None:
+    """torch.export and ONNX of the annealed model, made at one size and run at larger and smaller ones."""
+    import onnxruntime
+
+    model = tiny(progress=1.0)
+    sides = {2: 32 * torch.export.Dim("h", min=1, max=32), 3: 32 * torch.export.Dim("w", min=1, max=32)}
+    example = torch.randn(1, 3, 96, 128)
+    program = torch.export.export(model, (example,), dynamic_shapes={"x": sides})
+    torch.onnx.export(program, (example,), tmp_path / "eomt.onnx", dynamo=True)
+    session = onnxruntime.InferenceSession(tmp_path / "eomt.onnx")
+    for size in ((64, 64), (32, 96), (192, 160)):
+        x = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            wanted = model(x)
+            exported = program.module()(x)
+        torch.testing.assert_close(exported[1], wanted.mask_logits, atol=1e-5, rtol=0)
+        class_logits, mask_logits = session.run(None, {session.get_inputs()[0].name: x.numpy()})[:2]
+        torch.testing.assert_close(torch.from_numpy(class_logits), wanted.class_logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(mask_logits), wanted.mask_logits, atol=1e-4, rtol=0)
 
 
 def test_stochastic_depth_rises_over_the_whole_network() -> None:
