@@ -180,9 +180,10 @@ def test_annealed_inference_is_plain_attention_with_one_prediction(monkeypatch) 
     model = tiny()
     decoder = model.query_decoder
     predictions, masks = [], []
-    predict, run = decoder.predict, decoder._run
+    predict = decoder.predict
     monkeypatch.setattr(decoder, "predict", lambda *args: predictions.append(1) or predict(*args))
-    monkeypatch.setattr(decoder, "_run", lambda block, x, allowed: masks.append(allowed) or run(block, x, allowed))
+    for block in decoder.blocks:
+        block.register_forward_pre_hook(lambda _, __, keywords: masks.append(keywords["attn_mask"]), with_kwargs=True)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         masked = model(x)
