@@ -28,15 +28,11 @@ class ViTPyramid(nn.Module):
 
     def __init__(self, name: str, in_channels: int = 3, width: int = 256, **options: Any) -> None:
         super().__init__()
-        self.network = timm.create_model(
-            name,
-            pretrained=False,
-            num_classes=0,
-            global_pool="",
-            in_chans=in_channels,
-            dynamic_img_size=True,
-            **{"patch_size": PATCH, **options},
-        )
+        fixed = {"pretrained": False, "num_classes": 0, "global_pool": "", "dynamic_img_size": True}
+        try:
+            self.network = timm.create_model(name, in_chans=in_channels, **fixed, **{"patch_size": PATCH, **options})
+        except TypeError as error:
+            raise ValueError(f"backbone_options: {name} does not take {options}: {error}") from None
         if tuple(self.network.patch_embed.patch_size) != (PATCH, PATCH):
             raise ValueError(f"backbone_options: patch_size {options['patch_size']}, the pyramid needs {PATCH}")
         dim = self.network.embed_dim

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
@@ -63,6 +64,8 @@ def load_backbone_weights(
         new[name] = tensor
     if not new:
         raise ValueError("backbone weights: no tensor of the file belongs to this network")
+    if stem in inflated:
+        _keep_standardised(network, stem, new, rgb)
     network.load_state_dict(new, strict=False)
     return WeightAccount(
         loaded=tuple(name for name in new if name not in inflated),
@@ -104,6 +107,27 @@ def inflate_stem(weight: Tensor, in_channels: int, rgb: Sequence[int] | None = N
 def _is_inflatable(own: Tensor, given: Tensor) -> bool:
     same = given.ndim == 4 and own.shape[0] == given.shape[0] and own.shape[2:] == given.shape[2:]
     return same and given.shape[1] == 3
+
+
+def _keep_standardised(network: nn.Module, stem: str, new: dict[str, Tensor], rgb: Sequence[int] | None) -> None:
+    """Weight-standardised stems (ResNet-V2, NFNet) divide by the deviation over all inputs, the new ones too.
+
+    The rows of the new channels get mean and variance of the others, so that the others come out as before; a scale
+    by fan-in is taken back through the stem's gain.
+    """
+    place = stem.rpartition(".")[0]
+    kind, channels = type(network.get_submodule(place)).__name__, new[stem].shape[1]
+    if "StdConv" not in kind or channels < 4:
+        return
+    known = list(rgb or range(3))
+    extra = [channel for channel in range(channels) if channel not in known]
+    weight = new[stem].clone()
+    deviation, mean = torch.std_mean(weight[:, known], dim=(1, 2, 3), keepdim=True, correction=0)
+    own_deviation, own_mean = torch.std_mean(weight[:, extra], dim=(1, 2, 3), keepdim=True, correction=0)
+    weight[:, extra] = (weight[:, extra] - own_mean) * (deviation / own_deviation.clamp(min=1e-12)) + mean
+    new[stem] = weight
+    if f"{place}.gain" in new:
+        new[f"{place}.gain"] = new[f"{place}.gain"] * (channels / 3) ** 0.5
 
 
 def _resampled(network: nn.Module, name: str, given: Tensor, own: Tensor) -> Tensor:

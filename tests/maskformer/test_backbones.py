@@ -5,6 +5,7 @@ import torch
 from maskformer.backbones import Backbone, build_backbone, inflate_stem, load_backbone_weights
 from maskformer.config import ModelConfig
 from maskformer.model import build_model
+from maskformer.weights import backbone_network
 
 NAME = "tf_efficientnet_lite0"
 
@@ -132,3 +133,68 @@ def test_frozen_batch_norm_stays(weights: dict) -> None:
         assert (not torch.equal(before, backbone.network.bn1.running_mean)) is changes
         assert (backbone.network.bn1.weight.grad is not None) is changes
         assert backbone.network.conv_stem.weight.grad is not None
+
+
+# One of each kind: timm's CNNs (plain, weight-standardised with and without gain), ViT, Swin; as (name, options).
+KINDS = [
+    ("resnet18", {}),
+    ("convnext_atto", {}),
+    ("resnetv2_50", {"layers": (1, 1, 1, 1)}),
+    ("nfnet_l0", {"depths": (1, 1, 1, 1)}),
+    ("vit_tiny_patch16_224", {"depth": 2}),
+    ("swin-tiny", {"embed_dim": 8, "depths": (1, 1, 1, 1), "heads": (1, 1, 1, 1)}),
+    ("stdc1", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), KINDS, ids=[name for name, _ in KINDS])
+def test_every_kind_of_stem_is_inflated(name: str, options: dict) -> None:
+    """RGB at any places, other channels at 0: the features of the RGB network."""
+    if name.startswith("stdc"):
+        pytest.importorskip("maskformer.stdc")
+    torch.manual_seed(0)
+    plain = make(name, **options).eval().double()
+    state = {key: tensor.float() for key, tensor in backbone_network(plain).state_dict().items()}
+    rgb = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    for channels, places in ((5, (3, 1, 0)), (3, (2, 1, 0)), (4, None)):
+        backbone = make(name, channels, **options).eval()
+        if name == "vit_tiny_patch16_224":  # all but the ViT itself is ours and fresh
+            backbone.levels.load_state_dict(plain.levels.state_dict())
+        account = load_backbone_weights(backbone, state, places)
+        assert len(account.inflated) == (channels != 3)
+        assert not account.missing and not account.unexpected
+        x = torch.zeros(1, channels, 64, 96, dtype=torch.float64)
+        x[:, list(places or range(3))] = rgb
+        with torch.no_grad():
+            for a, b in zip(backbone.double()(x), plain(rgb), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    x = torch.randn(2, 3, 64, 64)
+    for name, options in (("resnet18", {}), KINDS[4], KINDS[5]):
+        gradients = []
+        for enable in (False, True):
+            torch.manual_seed(0)
+            backbone = make(name, **options).train()
+            backbone.set_grad_checkpointing(enable)
+            sum(f.square().sum() for f in backbone(x)).backward()
+            gradients.append([p.grad for p in backbone.parameters()])
+        assert all(g is not None for g in gradients[0])
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_drop_path_reaches_every_kind() -> None:
+    """The family's word, whatever timm calls it: in training two passes differ."""
+    for name, options in (("convnext_atto", {}), KINDS[4], KINDS[5]):
+        backbone = make(name, drop_path=0.9, **options).train()
+        x = torch.randn(4, 3, 64, 64)
+        with torch.no_grad():
+            assert not torch.allclose(backbone(x)[-1], backbone(x)[-1])
+
+
+def test_unknown_options_are_named() -> None:
+    for name in ("resnet18", "swin-tiny", "vit_tiny_patch16_224"):
+        with pytest.raises(ValueError, match="no_such"):
+            make(name, no_such=1)
