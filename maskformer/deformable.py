@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskformer.config import ModelConfig
-from maskformer.deformable_attention import DeformableAttention, Sizes
+from maskformer.deformable_attention import DeformableAttention
+from maskformer.deformable_sampling import Sizes
 from maskformer.pixel_decoders import PixelFeatures, biased_conv, conv_norm
 from maskformer.position import sine_position
 
