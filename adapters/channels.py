@@ -14,6 +14,7 @@ from adapters.errors import InputError
 from adapters.reading import checked, listing, one_of
 
 Impute = Literal["mean", "zero"] | None
+Units = Literal["stored", "physical"]
 
 
 def band_key(name: str) -> str:
@@ -33,10 +34,12 @@ class Channel:
     """One input plane of the model.
 
     A value x of the source becomes `(clip(x) - offset) / scale`. `offset`, `scale` and `clip` are in the
-    source's own units and describe the data set or a fixed window, never the tile.
+    channel's units and describe the data set or a fixed window, never the tile.
 
     find: names, descriptions or 1-based band indices to look for, in this order; the channel's own name
         comes first.
+    units: `stored` takes the values as the file holds them; `physical` takes what the file says they mean (value ×
+        its scale + its offset, e.g. reflectance), so that files of different encodings agree.
     impute: what a source without the band gets. `mean` is the offset (0 for the model), `zero` the value 0,
         None makes it an error.
     """
@@ -47,6 +50,7 @@ class Channel:
     scale: float = 1.0
     clip: tuple[float, float] | None = None
     impute: Impute = None
+    units: Units = "stored"
 
     def __post_init__(self) -> None:
         what = f"channel '{self.name}'"
@@ -72,6 +76,7 @@ class Channel:
                 raise InputError(f"{what}: clip: expected low < high, found [{low}, {high}]")
             object.__setattr__(self, "clip", (low, high))
         one_of(self.impute, f"{what}: impute", (None, "mean", "zero"))
+        one_of(self.units, f"{what}: units", ("stored", "physical"))
 
     @classmethod
     def window(
@@ -93,6 +98,7 @@ class Channel:
             "scale": self.scale,
             "clip": None if self.clip is None else list(self.clip),
             "impute": self.impute,
+            "units": self.units,
         }
 
     @classmethod

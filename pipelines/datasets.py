@@ -24,7 +24,7 @@ from maskformer.targets import Target
 from pipelines.annotations.base import Annotations
 from pipelines.augmentation import Augmentation
 from pipelines.checkpoints import sha256_of
-from pipelines.sources import open_source
+from pipelines.sources import open_for
 from pipelines.sources.base import Source, Window
 
 ATTEMPTS = 8  # draws of a window before a crop without a single labelled pixel is accepted
@@ -76,7 +76,7 @@ class CropDataset:
         self.augment = augment if isinstance(augment, Augmentation) else Augmentation(augment)
         self.sampling = sampling or Sampling()
         paths = dict.fromkeys(str(part.source) for part in parts)
-        self._opened = {path: open_source(path, adapter.channels) for path in paths}
+        self._opened = {path: open_for(path, adapter) for path in paths}
         for source in self._opened.values():
             # A PNG is unpacked at the first read: here, once, rather than in every worker.
             source.read((slice(0, 1), slice(0, 1)))

@@ -113,13 +113,13 @@ def _fit(scene: str, model: str) -> dict[str, Any]:
     """Whether `model` could run on `scene`, which band each channel would take, or what is missing."""
     from pipelines.bundle import load_bundle
     from pipelines.grid import Grid
-    from pipelines.sources import open_source
+    from pipelines.sources import open_for, open_source
 
     adapter = load_bundle(model, check_shapes=False).adapter
     with open_source(scene) as source:
         bands, shape = list(source.channels), source.shape
     try:
-        with open_source(scene, adapter.channels) as source:
+        with open_for(scene, adapter) as source:
             imputed = source.imputed
     except InputError as error:
         return {"name": model, "runs": False, "why": str(error), "channels": list(adapter.channels.names)}

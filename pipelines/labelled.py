@@ -13,7 +13,7 @@ from adapters.errors import InputError
 from pipelines.annotations import read_annotations
 from pipelines.config import SAMPLE, DataItem, RunConfig
 from pipelines.samples import fetch
-from pipelines.sources import open_source
+from pipelines.sources import open_for
 from pipelines.splits import Place, Split, split_by_place
 
 
@@ -72,7 +72,7 @@ class LabelledData:
         if item.labels is None:
             raise InputError(f"{item.source}: has no `labels`; training and evaluation need them")
         path, labels = resolve(item.source), resolve(item.labels)
-        source = self._stack.enter_context(open_source(path, self.adapter.channels))
+        source = self._stack.enter_context(open_for(path, self.adapter))
         annotations = read_annotations(labels, source, self.adapter, item.label_options)
         return LabelledScene(item, path, labels, source, annotations)
 

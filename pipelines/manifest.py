@@ -49,7 +49,7 @@ def write_manifest(
         "version": version("maskbridge"),
         "model": {"name": plan.reference, "version": plan.model_version, "sha256": plan.model_sha256},
         "source": {
-            "name": Path(plan.source).name,
+            "name": plan.name,
             "sha256": plan.source_sha256,
             "shape": list(plan.shape),
             "crs": None if crs is None else crs.to_string(),

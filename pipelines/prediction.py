@@ -126,7 +126,7 @@ def finish_scene(
             write_scene_report(folder.path, plan, bundle, source, scene, watch, notes)
         if plan.write.stac and not write_item(folder.path, plan.stem, plan.shape, source.geometry, source.tags):
             notes.append("The scene has no CRS, so there is no STAC item.")
-        check_unchanged(plan)
+        check_unchanged(plan, opened)
         write_manifest(folder.path / "run.json", plan, source, scene, watch, notes, lost_pixels(set(lost), plan.shape))
         return folder.commit()
 

@@ -23,7 +23,8 @@ from pipelines.bundle import Bundle, load_bundle
 from pipelines.config import PredictOptions, Strict, WriteOptions
 from pipelines.grid import Grid
 from pipelines.predictor import settle
-from pipelines.sources import open_source
+from pipelines.sources import open_for
+from pipelines.sources.geotiff import local
 
 
 class ScenePlan(Strict):
@@ -70,8 +71,13 @@ class ScenePlan(Strict):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
+    def name(self) -> str:
+        """The file's name; an address may carry a signature behind a `?`, which is nobody's business."""
+        return Path(self.source.partition("?")[0]).name
+
+    @property
     def stem(self) -> str:
-        return Path(self.source).stem
+        return Path(self.name).stem
 
 
 def plan_scene(
@@ -88,15 +94,16 @@ def plan_scene(
     that the scene lacks: before anything is computed or written.
     """
     bundle = load_bundle(model)
-    stat = _stat(str(source))  # before the hash: a change in between is found at the end
-    with open_source(source, bundle.adapter.channels) as scene:
+    place = local(source)
+    stat = _stat(str(place))  # before the hash: a change in between is found at the end
+    with open_for(source, bundle.adapter) as scene:
         shape, digest = scene.shape, scene.digest()
         if options.aoi:
             restrict(scene, options.aoi)
         if write.simplify_m and scene.geometry.crs is None:
             raise InputError(f"{source}: has no CRS, so outlines cannot be simplified by {write.simplify_m} metres")
     return ScenePlan(
-        source=str(Path(source).resolve()),
+        source=str(place.resolve() if isinstance(place, Path) else place),
         source_sha256=digest,
         source_stat=stat,
         shape=(int(shape[0]), int(shape[1])),
@@ -112,18 +119,17 @@ def plan_scene(
     )
 
 
-def check_unchanged(plan: ScenePlan) -> None:
+def check_unchanged(plan: ScenePlan, source: Any) -> None:
     """InputError where the scene's file is no longer the one that was planned: parts of two scenes would mix."""
-    if _stat(plan.source) == plan.source_stat:
+    if plan.source_stat is not None and _stat(plan.source) == plan.source_stat:
         return
-    with open_source(plan.source) as scene:
-        if scene.digest() != plan.source_sha256:
-            raise InputError(f"{plan.source}: changed while it was predicted; nothing was written, run it again")
+    if source.digest() != plan.source_sha256:
+        raise InputError(f"{plan.source}: changed while it was predicted; nothing was written, run it again")
 
 
 def _stat(path: str) -> tuple[int, int] | None:
     file = Path(path)
-    if not file.is_file():
+    if not file.is_file():  # a folder, an address: its digest tells
         return None
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
@@ -136,5 +142,5 @@ def open_bundle(plan: ScenePlan) -> Bundle:
 @contextmanager
 def open_scene(plan: ScenePlan, adapter: DomainAdapter) -> Iterator[Any]:
     """The plan's source with the model's channels, seen only inside the area of interest."""
-    with open_source(plan.source, adapter.channels) as source:
+    with open_for(plan.source, adapter) as source:
         yield restrict(source, plan.options.aoi) if plan.options.aoi else source

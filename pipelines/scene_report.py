@@ -49,7 +49,7 @@ def write_scene_report(
     areas, unit = _areas(folder / "objects.parquet")
     transform, crs = source.geometry.transform, source.geometry.crs
     data = ReportData(
-        scene=Path(plan.source).name,
+        scene=plan.name,
         model=_model_name(plan),
         date=time.strftime("%Y-%m-%d"),
         shape=plan.shape,

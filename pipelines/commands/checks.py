@@ -51,9 +51,9 @@ def model_adapter(reference: str) -> DomainAdapter:
 
 def scene_fits(path: str, adapter: DomainAdapter, options: PredictOptions) -> None:
     """The scene opens, has the bands the adapter declares, its first pixels can be read, and --aoi lies on it."""
-    from pipelines.sources import open_source
+    from pipelines.sources import open_for
 
-    with open_source(path, adapter.channels) as source:
+    with open_for(path, adapter) as source:
         height, width = source.shape
         tile = options.tile or adapter.tile
         overlap = adapter.tile_overlap if options.overlap is None else options.overlap

@@ -11,9 +11,9 @@ Without a CRS, or in a local engineering one without a known unit, there are no 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-import geopandas
 import numpy as np
 import pyproj
 import shapely
@@ -65,13 +65,13 @@ def areas_m2(
     return areas
 
 
-def metres_per_unit(shapes: geopandas.GeoSeries, crs: pyproj.CRS) -> tuple[float, float]:
-    """Metres of one unit of `crs` eastwards and northwards, on its ellipsoid at the middle of `shapes`."""
+def metres_per_unit(bounds: Sequence[float], crs: pyproj.CRS) -> tuple[float, float]:
+    """Metres of one unit of `crs` along x and y, on its ellipsoid in the middle of `bounds` (x, y, x, y)."""
     flat = _horizontal(crs)
     if is_planar(crs) or flat.geodetic_crs is None:
         unit = flat.axis_info[0].unit_conversion_factor if flat.axis_info else 1.0
         return unit, unit
-    left, bottom, right, top = shapes.total_bounds
+    left, bottom, right, top = bounds
     step = max(right - left, top - bottom, 1e-6) / 100
     x, y = (left + right) / 2, (bottom + top) / 2
     to_degrees = pyproj.Transformer.from_crs(flat, flat.geodetic_crs, always_xy=True)

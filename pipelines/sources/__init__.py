@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adapters.base import DomainAdapter
     from adapters.channels import ChannelSet
     from pipelines.sources.base import Source
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 def open_source(path: str | Path, channels: ChannelSet | None = None) -> Source:
     """Open a scene for windowed reading; only its header is read here.
 
-    path: anything GDAL reads (GeoTIFF, COG, VRT, PNG, JPEG, a GDAL address), or an array file `.npz`/`.npy`,
-        where `scene.npz#key` names the array and `scene.npz#key:hwc` its axes as well.
+    path: anything GDAL reads (GeoTIFF, COG, VRT, PNG, JPEG, an address), a folder with a raster a band, or an array
+        file `.npz`/`.npy`, where `scene.npz#key` names the array and `scene.npz#key:hwc` its axes as well.
     channels: read these channels only, in this order. Without them all bands are read.
 
     InputError (one line that names the file): missing, not a raster, truncated, without bands or pixels,
@@ -22,8 +23,21 @@ def open_source(path: str | Path, channels: ChannelSet | None = None) -> Source:
     """
     from pipelines.sources.arrays import ArraySource, is_array_file
     from pipelines.sources.geotiff import RasterSource
+    from pipelines.sources.stack import StackSource, is_stack
 
-    return ArraySource(path, channels) if is_array_file(path) else RasterSource(path, channels)
+    if is_array_file(path):
+        return ArraySource(path, channels)
+    return StackSource(path, channels) if is_stack(path) else RasterSource(path, channels)
+
+
+def open_for(path: str | Path, adapter: DomainAdapter) -> Source:
+    """Open a scene as the adapter sees it: its channels, at its resolution where it asks for one."""
+    source = open_source(path, adapter.channels)
+    if adapter.resolution is None:
+        return source
+    from pipelines.sources.resampled import at_resolution
+
+    return at_resolution(source, adapter.resolution)
 
 
 def describe(path: str | Path) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class Source:
     stored. nodata: the value that marks pixels without data, or None. geometry: CRS and affine of this
     rectangle. origin: (row, column) of this rectangle in the file, which is file_shape px. imputed: planes the file
     does not have.
-    scales, offsets: what the file says a plane's value means (value × scale + offset); noted, not applied.
+    scales, offsets: what the file says a plane's value means (value × scale + offset); applied where the channel asks
+    for physical units.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import warnings
@@ -26,6 +27,7 @@ from pipelines.sources.unpack import needs_unpacking, reason, unpack
 # colour interpretations GDAL gives to the bands of any file; as names they mean nothing
 _MEANINGLESS = {ColorInterp.undefined, ColorInterp.gray}
 _open_lock = threading.Lock()
+SAMPLE = 256  # px; side of the reduced copy that stands for a remote scene
 
 
 def open_dataset(path: Path | str) -> DatasetReader:
@@ -40,7 +42,13 @@ def open_dataset(path: Path | str) -> DatasetReader:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path)
     except (RasterioError, OSError) as error:
-        raise InputError(f"{path}: not a raster that can be opened: {reason(error)}") from error
+        raise InputError(unsigned(path, f"{path}: not a raster that can be opened: {reason(error)}")) from None
+
+
+def unsigned(path: str | Path, text: str) -> str:
+    """`text` without what follows the `?` of an address: signatures and tokens are passwords."""
+    query = str(path).partition("?")[2]
+    return text.replace("?" + query, "") if query else text
 
 
 def local(path: str | Path) -> Path | str:
@@ -60,25 +68,32 @@ class RasterSource(Source):
 
     def __init__(self, path: str | Path, channels: ChannelSet | None = None) -> None:
         place = local(path)
+        shown = place if isinstance(place, Path) else unsigned(place, place)
         with open_dataset(place) as dataset:
-            _check(dataset, place)
+            _check(dataset, shown)
             names = band_names(dataset)
             data = [i for i, c in enumerate(dataset.colorinterp) if c != ColorInterp.alpha]
-            selection = Selection.of([names[i] for i in data], channels, place)
+            selection = Selection.of([names[i] for i in data], channels, shown)
             self._selection = Selection(
                 selection.names, tuple(None if b is None else data[b] for b in selection.bands), selection.fills
             )
             if not self._selection.present:
-                raise InputError(f"{place}: none of the bands {', '.join(n[0] for n in names)} is asked for")
+                raise InputError(f"{shown}: none of the bands {', '.join(n[0] for n in names)} is asked for")
             self._rule = _ValidRule.of(dataset, data)
             self._file = _File(place, needs_unpacking(dataset))
             self._stored = np.result_type(*(np.dtype(dataset.dtypes[b]) for b in self._selection.present))
             bands = self._selection.bands
+            physical = [c.units == "physical" for c in channels] if channels else [False] * len(bands)
+            self._encoding = [
+                (dataset.scales[b], dataset.offsets[b]) if b is not None and wanted else (1.0, 0.0)
+                for b, wanted in zip(bands, physical, strict=True)
+            ]
+            self._encoded = any(code != (1.0, 0.0) for code in self._encoding)
             super().__init__(
-                place,
+                shown,
                 dataset.shape,
                 self._selection.names,
-                self._selection.result_dtype(self._stored),
+                np.dtype(np.float32) if self._encoded else self._selection.result_dtype(self._stored),
                 dataset.nodata,
                 Geometry(dataset.crs, dataset.transform),
                 self._selection.imputed,
@@ -98,10 +113,42 @@ class RasterSource(Source):
                 f"{self.path}: cannot be read at rows {rows.start}-{rows.stop}, columns "
                 f"{columns.start}-{columns.stop} (truncated or corrupt?): {reason(error)}"
             ) from error
-        return self._selection.arrange(present), valid
+        return self._in_units(self._selection.arrange(present)), valid
+
+    def _in_units(self, array: NDArray) -> NDArray:
+        """The values in the units their channels ask for; float32 where that changes any."""
+        if not self._encoded:
+            return array
+        wide = array.astype(np.float64)
+        for plane, (scale, offset) in zip(wide, self._encoding, strict=True):
+            plane *= scale
+            plane += offset
+        return wide.astype(np.float32)
+
+    def digest(self) -> str:
+        """sha256 of the file's bytes; of a scene behind an address, what can be known without fetching all of it."""
+        if isinstance(self.path, Path):
+            return super().digest()
+        return remote_digest(self._file.dataset(), self.path)
 
     def _close(self) -> None:
         self._file.close()
+
+
+def remote_digest(dataset: DatasetReader, address: str) -> str:
+    """Of address, header, and the pixels of a reduced copy (the overviews, where there are any).
+
+    A change that leaves size, tags and a picture of at most 256 px a side as they were goes unnoticed.
+    """
+    known = [address, dataset.profile, dataset.tags(), [dataset.tags(b) for b in dataset.indexes]]
+    digest = hashlib.sha256(repr(known).encode())
+    shrink = max(1.0, max(dataset.shape) / SAMPLE)
+    size = (max(1, int(dataset.height / shrink)), max(1, int(dataset.width / shrink)))
+    try:
+        digest.update(np.ascontiguousarray(dataset.read(out_shape=(dataset.count, *size))).tobytes())
+    except (RasterioError, OSError) as error:
+        raise InputError(f"{address}: cannot be read: {reason(error)}") from error
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
