@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from adapters.base import DomainAdapter
-from adapters.channels import Channel, ChannelSet
+from adapters.channels import Channel, ChannelSet, Units
 from adapters.errors import InputError
 from adapters.overlap import Overlap
 from adapters.remote_sensing import fit_channels
@@ -149,7 +149,8 @@ def _survey(labelled: Sequence[Pair], options: PlanOptions, name: str) -> Survey
     census = take_census([str(p.labels) for p in labelled], options.class_column, options.default_class)
     with ExitStack() as stack:
         plain = [stack.enter_context(open_source(pair.scene)) for pair in labelled]
-        channels = declare_channels([source.channels for source in plain], plain[0].dtype)
+        encoded = any(set(source.scales) != {1.0} or set(source.offsets) != {0.0} for source in plain)
+        channels = declare_channels([source.channels for source in plain], plain[0].dtype, encoded)
         sources = [stack.enter_context(open_source(pair.scene, channels)) for pair in labelled]
         adapter = DomainAdapter(name, fit_channels(sources, channels), census.classes, covers=census.covers)
         settings = LabelOptions(**census.settings)
@@ -159,12 +160,14 @@ def _survey(labelled: Sequence[Pair], options: PlanOptions, name: str) -> Survey
         )
 
 
-def declare_channels(bands: Sequence[Sequence[str]], dtype: np.dtype) -> ChannelSet:
+def declare_channels(bands: Sequence[Sequence[str]], dtype: np.dtype, encoded: bool = False) -> ChannelSet:
     """Channels for scenes with these band names: those of the scene with the fewest bands, all of them.
 
     Three or four unnamed 8-bit bands are taken for red, green, blue (and near infrared), as nearly all such files
-    are; other unnamed bands keep their numbers.
+    are; other unnamed bands keep their numbers. Of `encoded` scenes, which say what their numbers mean (a scale, an
+    offset), the meaning is taken.
     """
+    units: Units = "physical" if encoded else "stored"
     fewest = min(bands, key=len)
     usual = {3: RGB, 4: RGBN}.get(len(fewest), ()) if np.dtype(dtype) == np.uint8 else ()
     unnamed = all(name == f"band{number}" for number, name in enumerate(fewest, start=1))
@@ -172,7 +175,10 @@ def declare_channels(bands: Sequence[Sequence[str]], dtype: np.dtype) -> Channel
     names = usual if usual and (unnamed or coloured) else fewest
     find = [(shown, number) for number, shown in enumerate(fewest, start=1)]
     return ChannelSet(
-        tuple(Channel(name, tuple(f for f in sought if f != name)) for name, sought in zip(names, find, strict=True))
+        tuple(
+            Channel(name, tuple(f for f in sought if f != name), units=units)
+            for name, sought in zip(names, find, strict=True)
+        )
     )
 
 

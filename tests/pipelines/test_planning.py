@@ -147,6 +147,12 @@ def test_other_bands_keep_their_names_and_the_poorest_scene_decides() -> None:
     assert declare_channels([("band1", "band2", "band3")], np.dtype(np.float32)).names == ("band1", "band2", "band3")
 
 
+def test_numbers_with_a_stated_meaning_are_taken_by_it() -> None:
+    channels = declare_channels([["B04", "B08"]], np.dtype("uint16"), encoded=True)
+    assert [c.units for c in channels] == ["physical", "physical"]
+    assert declare_channels([["B04"]], np.dtype("uint16"))[0].units == "stored"
+
+
 def test_classes_come_from_a_column(tmp_path: Path) -> None:
     path = write_squares(tmp_path / "x.geojson", kind=["oak", "oak", "ash"], Label=["tree"])
     assert take_census([str(path)]).classes.names == ("tree",)
