@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from maskformer.config import ModelConfig
@@ -40,13 +42,15 @@ def load(checkpoint: Checkpoint, changes: Changes) -> MaskFormer:
     """
     weights, source = checkpoint.weights, checkpoint.source
     renaming = rename(weights, checkpoint.table, checkpoint.left_over)
-    model = MaskFormer(changes.apply(checkpoint.config))
+    config = changes.apply(checkpoint.config)
+    with torch.device("meta") if changes == Changes() else nullcontext():
+        model = MaskFormer(config)
     own = model.state_dict()
     _check_names(source, renaming, own)
     given = {name: _like(assemble(weights, parts), own[name]) for name, parts in renaming.sources.items()}
     given, adapted = fit(own, given, changes, checkpoint.facts.classes)
     _check_shapes(source, given, own)
-    model.load_state_dict(given, strict=False)
+    model = _filled(model, given, config)
     model.conversion = Conversion(
         source=source,
         loaded=tuple(given),
@@ -57,6 +61,19 @@ def load(checkpoint: Checkpoint, changes: Changes) -> MaskFormer:
         facts=changes.facts(checkpoint.facts),
     )
     return model.float().eval()
+
+
+def _filled(model: MaskFormer, given: Mapping[str, Tensor], config: ModelConfig) -> MaskFormer:
+    """The model with these tensors. One on the meta device takes them over, unless it has anything beside them."""
+    if next(model.parameters()).is_meta:
+        own = model.state_dict()
+        counters = {name: torch.zeros_like(own[name], device="cpu") for name in own if name not in given}
+        model.load_state_dict({**given, **counters}, assign=True)
+        if not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            return model
+        model = MaskFormer(config)  # a buffer that no file has can only come from building it
+    model.load_state_dict(given, strict=False)
+    return model
 
 
 def _like(tensor: Tensor, own: Tensor) -> Tensor:

@@ -25,15 +25,21 @@ def _bytes_of(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _array_of(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """An array as protocol 5 writes it: its bytes, beside what they mean."""
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _bytes_of,
 }
-for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _ADMITTED[_module, "_reconstruct"] = np.empty(0).__reduce__()[0]
-    _ADMITTED[_module, "scalar"] = np.float32(0).__reduce__()[0]
+for _core in ("numpy.core", "numpy._core"):  # before numpy 2, and since
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = np.empty(0).__reduce__()[0]
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = np.float32(0).__reduce__()[0]
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _array_of
 
 
 class _Reader(pickle.Unpickler):
@@ -77,10 +83,11 @@ def _load_torch(path: Path) -> Any:
         reason = " ".join(str(error).split())
         unsafe = reason[reason.find("Unsupported") :].split(" by default")[0] if "Unsupported" in reason else ""
         raise ValueError(f"{path}: refused: {unsafe or 'it is not a checkpoint of tensors alone'}") from error
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a checkpoint, or cut off: {str(error).splitlines()[0]}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: not a checkpoint, or cut off: {reason}") from error
 
 
 def _tensor(value: Any, what: str) -> Tensor:

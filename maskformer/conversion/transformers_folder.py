@@ -44,7 +44,7 @@ def read_model(model: nn.Module) -> Saved:
     config = getattr(model, "config", None)
     if not hasattr(config, "to_dict"):
         raise ValueError(f"{type(model).__name__} is no model of transformers: it has no config with to_dict()")
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
     return Saved(config.to_dict(), {}, weights)  # type: ignore[union-attr]
 
 
