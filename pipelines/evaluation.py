@@ -22,10 +22,14 @@ from adapters.classes import ClassSet
 from maskformer.masks import MaskSet
 from pipelines.annotations.base import unite_stuff
 from pipelines.average_precision import Detections, detections, precision_scores, precision_table
+from pipelines.boundaries import boundary_counts
 from pipelines.metrics import (
+    SIZE_NAMES,
+    UNSEEN,
     MatchCounts,
     confusion,
     f1_counts,
+    f1_counts_by_size,
     mean,
     panoptic_counts,
     panoptic_scores,
@@ -45,9 +49,11 @@ class SceneScores:
 
     names: tuple[str, ...]
     pixels: NDArray[np.int64]  # (K + 1, K + 1) confusion table, (truth, prediction), 0 = nothing
+    boundary: NDArray[np.int64]  # (2, K) pixels in both boundary regions, in either
     panoptic: MatchCounts
     f1_50: MatchCounts
     f1_75: MatchCounts
+    by_size: MatchCounts  # at IoU 0.5; (small, medium, large) in the place of classes
     detections: Detections
     box_f1_50: MatchCounts | None
     box_detections: Detections | None
@@ -86,9 +92,11 @@ def evaluate_scene(
     return SceneScores(
         names=classes.names,
         pixels=confusion(semantic, truth_map, count, ignore),
+        boundary=boundary_counts(semantic, truth_map, count, ignore | (semantic == UNSEEN)),
         panoptic=panoptic_counts(segments, true_segments, count),
         f1_50=f1_counts(things, true_things, count, 0.5),
         f1_75=f1_counts(things, true_things, count, 0.75),
+        by_size=f1_counts_by_size(things, true_things),
         detections=detections(things, true_things, count),
         box_f1_50=f1_counts(things, true_things, count, 0.5, "box") if box_labels else None,
         box_detections=detections(things, true_things, count, "box") if box_labels else None,
@@ -100,8 +108,10 @@ def combine(scenes: Sequence[SceneScores]) -> dict[str, Any]:
     """Scores over all scenes, JSON-ready; None where a score is not defined (no such object in truth or prediction).
 
     Overall: `miou` (mean over classes), `iou` (pixels of all classes pooled), `foreground_iou` (any class against
-    nothing), `pixel_accuracy`, `pq sq rq ap ap50` (means over classes), `f1_50 f1_75` (objects of all classes pooled);
-    with box labels `box_f1_50 box_ap box_ap50`; `counts` of objects. `per_class`: name -> the same keys.
+    nothing), `boundary_iou` (mean over classes), `pixel_accuracy`, `pq sq rq ap ap50` (means over classes),
+    `f1_50 f1_75` (objects of all classes pooled), `f1_50_small/medium/large`, `count_error` (objects predicted minus
+    true, all scenes), `count_mae` (its size, mean over scenes); with box labels `box_f1_50 box_ap box_ap50`; `counts`
+    of objects. `per_class`: name -> the same keys.
     """
     if not scenes:
         raise ValueError("expected at least one scene to combine, got none")
@@ -119,11 +129,19 @@ def combine(scenes: Sequence[SceneScores]) -> dict[str, Any]:
                 overall[prefix + key] = value
 
     take(semantic_scores(reduce(add, [scene.pixels for scene in scenes])))
+    edge = reduce(add, [scene.boundary for scene in scenes])
+    with np.errstate(invalid="ignore"):
+        take(_mean_and_classes("boundary_iou", edge[0] / edge[1]))
     take(panoptic_scores(reduce(add, [scene.panoptic for scene in scenes])))
     take(precision_scores(precision_table([scene.detections for scene in scenes])))
     found = reduce(add, [scene.f1_50 for scene in scenes])
     take(_f1_scores("f1_50", found))
     take(_f1_scores("f1_75", reduce(add, [scene.f1_75 for scene in scenes])))
+    sizes = reduce(add, [scene.by_size for scene in scenes]).f1()
+    take({f"f1_50_{name}": value for name, value in zip(SIZE_NAMES, sizes, strict=True)})
+    errors = np.stack([scene.f1_50.fp - scene.f1_50.fn for scene in scenes])
+    overall["count_error"], overall["count_mae"] = errors.sum(), np.abs(errors.sum(1)).mean()
+    per_class["count_error"], per_class["count_mae"] = errors.sum(0), np.abs(errors).mean(0)
     boxes = [scene.box_f1_50 for scene in scenes if scene.box_f1_50 is not None]
     box_detections = [scene.box_detections for scene in scenes if scene.box_detections is not None]
     if boxes:
@@ -141,6 +159,10 @@ def combine(scenes: Sequence[SceneScores]) -> dict[str, Any]:
 
 def _f1_scores(key: str, counts: MatchCounts) -> dict[str, Any]:
     return {key: mean(counts.total().f1()), "per_class": {key: counts.f1()}}
+
+
+def _mean_and_classes(key: str, values: NDArray[np.float64]) -> dict[str, Any]:
+    return {key: mean(values), "per_class": {key: values}}
 
 
 def _class_map(objects: MaskSet) -> NDArray[np.uint8]:

@@ -24,6 +24,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Kind = Literal["mask", "box"]
 
+SIZES = (32**2, 96**2)  # px: COCO's bounds of small, medium and large objects
+SIZE_NAMES = ("small", "medium", "large")
 UNSEEN = 255  # a pixel of a semantic map that is not scored
 
 
@@ -165,6 +167,26 @@ def f1_counts(
     pairs = pairs_of(prediction, truth, kind).above(iou)
     weights = 1 + pairs.iou / (1 + len(pairs.iou))  # all fractions together are less than one more match
     return _counted(pairs, match(pairs, weights), prediction, truth, num_classes)
+
+
+def f1_counts_by_size(prediction: MaskSet, truth: MaskSet, iou: float = 0.5) -> MatchCounts:
+    """Matches as in `f1_counts`, counted by size instead of class: (small, medium, large), see SIZES.
+
+    A pair has its truth's size, what is left over its own.
+    """
+    pairs = pairs_of(prediction, truth).above(iou)
+    chosen = match(pairs, 1 + pairs.iou / (1 + len(pairs.iou)))
+    own, wanted = np.digitize(prediction.areas, SIZES), np.digitize(truth.areas, SIZES)
+    size = wanted[pairs.truth[chosen]]
+    own[pairs.prediction[chosen]] = size
+    bins = len(SIZES) + 1
+    tp = np.bincount(size, minlength=bins)
+    return MatchCounts(
+        tp,
+        np.bincount(own, minlength=bins) - tp,
+        np.bincount(wanted, minlength=bins) - tp,
+        np.bincount(size, pairs.iou[chosen], bins).astype(np.float64),
+    )
 
 
 def panoptic_quality(

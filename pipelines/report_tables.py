@@ -61,6 +61,8 @@ METRICS: dict[str, tuple[str, str]] = {
     "ap": ("AP", "average precision of object masks, averaged over overlap demands from 0.5 to 0.95."),
     "ap50": ("AP50", "average precision where an overlap (IoU) of 0.5 counts as found."),
     "f1_50": ("object F1", "balance of objects missed and objects invented; an IoU of at least 0.5 counts as found."),
+    "boundary_iou": ("boundary IoU", "the same within 3 pixels of the outlines: how exact they are."),
+    "count_mae": ("count error", "objects found too many or too few, mean over scenes. Smaller is better."),
     "f1_75": ("object F1, strict", "the same where only an IoU of at least 0.75 counts as found."),
     "box_f1": ("box F1", "balance of missed and invented objects, compared by their bounding boxes."),
     "box_f1_50": ("box F1", "balance of missed and invented objects, compared by their bounding boxes (IoU ≥ 0.5)."),
@@ -72,7 +74,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "mae": ("count error", "mean absolute error of the number of objects. Smaller is better."),
     "rmse": ("count RMSE", "root mean squared error of the number of objects. Smaller is better."),
 }
-SMALLER_IS_BETTER = {"hd95", "mae", "rmse", "loss"}
+SMALLER_IS_BETTER = {"hd95", "mae", "count_mae", "rmse", "loss"}
 LEADING_FACTS = ("steps", "minutes", "learning_rate")
 VERDICT_METRICS = ("foreground_iou", "iou", "miou", "f1_50", "box_f1", "box_f1_50", "pq")
 

@@ -11,6 +11,7 @@ from adapters.base import Annotation
 from adapters.classes import Class, ClassSet
 from maskformer.masks import MaskSet
 from pipelines.average_precision import average_precision
+from pipelines.boundaries import boundary_counts
 from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
 from pipelines.metrics import f1, panoptic_quality
 from pipelines.sources import open_source
@@ -19,6 +20,7 @@ CLASSES = ClassSet((Class("tree"), Class("house"), Class("lake", "stuff")))
 KEYS = {
     *("miou", "iou", "foreground_iou", "pixel_accuracy", "pq", "sq", "rq"),
     *("ap", "ap50", "f1_50", "f1_75", "counts", "per_class"),
+    *("boundary_iou", "f1_50_small", "f1_50_medium", "f1_50_large", "count_error", "count_mae"),
 }
 SHAPE = (60, 80)
 
@@ -46,13 +48,61 @@ def test_perfect_prediction_has_every_key() -> None:
     truth = discs(12, 0)
     scores = combine([evaluate_scene(truth, class_map(truth), Annotation(truth), CLASSES)])
     assert set(scores) == KEYS
-    assert all(scores[key] == 1.0 for key in KEYS - {"counts", "per_class"})
+    rest = {"counts", "per_class", "f1_50_medium", "f1_50_large", "count_error", "count_mae"}
+    assert all(scores[key] == 1.0 for key in KEYS - rest)
+    assert scores["f1_50_medium"] is scores["f1_50_large"] is None  # discs of 8 px are small
+    assert scores["count_error"] == scores["count_mae"] == 0
     assert scores["counts"] == {"scenes": 1, "truth": 12, "predicted": 12, "ignored": 0}
     assert set(scores["per_class"]) == {"tree", "house", "lake"}
-    assert set(scores["per_class"]["tree"]) == {"iou", "pq", "sq", "rq", "ap", "ap50", "f1_50", "f1_75"}
-    assert set(scores["per_class"]["tree"].values()) == {1.0}
-    assert set(scores["per_class"]["lake"].values()) == {None}
+    kinds = {"iou", "boundary_iou", "pq", "sq", "rq", "ap", "ap50", "f1_50", "f1_75"}
+    errors = {"count_error", "count_mae"}
+    assert set(scores["per_class"]["tree"]) == kinds | errors
+    assert {scores["per_class"]["tree"][kind] for kind in kinds} == {1.0}
+    assert {scores["per_class"]["lake"][kind] for kind in kinds} == {None}
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_counts_are_compared_scene_by_scene() -> None:
+    """One too many here and one too few there are two errors, not none."""
+    truth = discs(9, 0)
+    more = MaskSet.concatenate([truth, rectangle(0, slice(0, 3), slice(0, 4))])
+    scores = combine([evaluate_scene(p, None, Annotation(truth), CLASSES) for p in (more, truth[1:])])
+    assert scores["count_error"] == 0 and scores["count_mae"] == 1
+    gone = CLASSES.names[truth.labels[0]]
+    assert scores["per_class"][gone]["count_mae"] == (1.0 if gone == "tree" else 0.5)
+
+
+def test_f1_by_size_takes_the_truths_size() -> None:
+    large, small = rectangle(0, slice(0, 50), slice(0, 60)), rectangle(0, slice(52, 60), slice(0, 10))
+    truth = MaskSet.concatenate([large, small])
+    # The large one is found too small (medium by its own area), the small one is missed, and one is invented.
+    found = [rectangle(0, slice(0, 50), slice(0, 36)), rectangle(1, slice(0, 5), slice(70, 80))]
+    scores = combine([evaluate_scene(MaskSet.concatenate(found), None, Annotation(truth), CLASSES)])
+    assert scores["f1_50_medium"] == 1.0 and scores["f1_50_small"] == 0.0 and scores["f1_50_large"] is None
+
+
+def eroded(mask: np.ndarray, steps: int) -> np.ndarray:
+    for _ in range(steps):
+        wide = np.pad(mask, 1)
+        shifts = [
+            wide[1 + a : wide.shape[0] - 1 + a, 1 + b : wide.shape[1] - 1 + b] for a in (-1, 0, 1) for b in (-1, 0, 1)
+        ]
+        mask = np.logical_and.reduce(shifts)
+    return mask
+
+
+@pytest.mark.parametrize("distance", [1, 3, 5])
+def test_boundary_iou_is_that_of_the_paper(distance: int) -> None:
+    """Against the definition: a mask minus the mask eroded `distance` times by a 3 x 3 square."""
+    truth, prediction = class_map(discs(25, 1)), class_map(discs(25, 1, jitter=2.0))
+    ignore = np.zeros(SHAPE, bool)
+    ignore[:, :20] = True
+    counts = boundary_counts(prediction, truth, 3, ignore, distance)
+    for index in range(3):
+        a, b = (mask & ~eroded(mask, distance) & ~ignore for mask in (truth == index + 1, prediction == index + 1))
+        assert counts[:, index].tolist() == [(a & b).sum(), (a | b).sum()]
+    scores = combine([evaluate_scene(discs(25, 1, jitter=2.0), None, Annotation(discs(25, 1)), CLASSES)])
+    assert 0 < scores["boundary_iou"] < scores["miou"], "outlines are harder than insides"
 
 
 def test_scores_are_those_of_the_metrics() -> None:
