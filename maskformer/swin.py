@@ -16,6 +16,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maskformer.fast_linear import fast_linear
+
 # embed_dim, depths, heads, window
 SIZES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
     "swin-tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
@@ -117,7 +119,7 @@ class PatchMerging(nn.Module):
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
-        return self.reduction(self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
+        return fast_linear(self.reduction, self.norm(x.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
 
 class Block(nn.Module):
@@ -146,7 +148,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return fast_linear(self.fc2, fast_linear(self.fc1, x, "gelu"))
 
 
 class WindowAttention(nn.Module):
@@ -168,7 +170,7 @@ class WindowAttention(nn.Module):
         """
         batch, height, width, dim = x.shape
         plan = window_plan(height, width, self.window, self.shift, x.device)
-        tokens = self.qkv(x).flatten(1, 2).index_select(1, plan.gather)  # (B, windows * area, 3C)
+        tokens = fast_linear(self.qkv, x).flatten(1, 2).index_select(1, plan.gather)  # (B, windows * area, 3C)
         if plan.padded.numel():
             tokens[:, plan.padded] = self.qkv.bias.to(tokens.dtype)
         area = self.window**2
@@ -178,7 +180,7 @@ class WindowAttention(nn.Module):
             bias = (bias + plan.mask[:, None]).repeat(batch, 1, 1, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
         mixed = mixed.transpose(1, 2).reshape(batch, -1, dim).index_select(1, plan.scatter)
-        return self.proj(mixed).unflatten(1, (height, width))
+        return fast_linear(self.proj, mixed).unflatten(1, (height, width))
 
     def _bias(self, device: torch.device) -> Tensor:  # (1, heads, area, area)
         index = relative_position_index(self.window, device)
@@ -214,19 +216,27 @@ def _cached(function: Any) -> Any:
 def window_plan(height: int, width: int, window: int, shift: int, device: torch.device) -> Plan:
     """Padding to the window at the bottom and the right, then a roll by `shift` up and left, then windows."""
     rows, columns = -(-height // window) * window, -(-width // window) * window
-    token = torch.full((rows, columns), -1, device=device)
-    token[:height, :width] = torch.arange(height * width, device=device).view(height, width)
-    token = _partition(token.roll((-shift, -shift), (0, 1)), window).flatten()
-    scatter = torch.empty(height * width, dtype=torch.int64, device=device)
-    real = (token >= 0).nonzero()[:, 0]
-    scatter[token[real]] = real
+
+    def count(start: int, stop: int) -> Tensor:
+        return torch.arange(start, stop, device=device)
+
+    def place(y: Tensor, x: Tensor) -> Tensor:  # where tokens (y, x) of the padded map lie among the windows
+        y, x = (y - shift) % rows, (x - shift) % columns
+        row = (y // window * (columns // window)) * window**2 + y % window * window
+        return (row[:, None] + x // window * window**2 + x % window).flatten()
+
+    # No `nonzero`: a captured graph must know each length from the shape.
+    scatter = place(count(0, height), count(0, width))
+    below, beside = place(count(height, rows), count(0, columns)), place(count(0, height), count(width, columns))
+    gather = torch.zeros(rows * columns, dtype=torch.int64, device=device)
+    gather = gather.scatter(0, scatter, count(0, height * width))
     mask = None
     if shift:
-        row = (torch.arange(rows, device=device) >= rows - shift).int()
-        column = (torch.arange(columns, device=device) >= columns - shift).int()
+        row = (count(0, rows) >= rows - shift).int()
+        column = (count(0, columns) >= columns - shift).int()
         part = _partition(2 * row[:, None] + column, window)
         mask = torch.where(part[:, :, None] == part[:, None], 0.0, BLOCKED)
-    return Plan(token.clamp(min=0), (token < 0).nonzero()[:, 0], scatter, mask)
+    return Plan(gather, torch.cat((below, beside)), scatter, mask)
 
 
 @_cached
