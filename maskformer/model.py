@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from maskformer.backbones import build_backbone
 from maskformer.config import ModelConfig
 from maskformer.prediction import DensePrediction, Prediction
+
+if TYPE_CHECKING:
+    from maskformer.conversion.account import Conversion
 
 __all__ = ["DensePrediction", "MaskFormer", "Prediction", "build_model", "param_groups"]
 
@@ -33,6 +36,8 @@ QUERY_DECODERS = {
 
 class MaskFormer(nn.Module):
     """Mask classification (Cheng et al. 2021, arXiv 2107.06278) and the family that came of it."""
+
+    conversion: Conversion  # of a model that `maskformer.convert` made: what went where
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

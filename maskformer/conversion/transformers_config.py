@@ -212,7 +212,11 @@ def _resnet(resnet: Mapping[str, Any]) -> dict[str, Any]:
 
 def resnet_backbone(depths: list[int], channels: list[int]) -> dict[str, Any]:
     """Backbone fields of a bottleneck ResNet: blocks a stage, and the inner width of each stage's blocks."""
-    names = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
+    names: dict[tuple[int, ...], str] = {
+        (3, 4, 6, 3): "resnet50",
+        (3, 4, 23, 3): "resnet101",
+        (3, 8, 36, 3): "resnet152",
+    }
     options: dict[str, Any] = {}
     name = names.get(tuple(depths), "resnet50")
     if tuple(depths) not in names:
