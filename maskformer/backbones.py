@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.network = network
         info = getattr(network, "feature_info", None)
-        self.channels: tuple[int, ...] = tuple(network.channels if info is None else info.channels())
+        self.channels: tuple[int, ...] = tuple(cast(Any, network).channels if info is None else info.channels())
         self.freeze_batch_norm = freeze_batch_norm
         if freeze_batch_norm:
             for norm in self._batch_norms():

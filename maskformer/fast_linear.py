@@ -36,5 +36,5 @@ def _fits(layer: nn.Linear, x: Tensor) -> bool:
         and not (layer._forward_hooks or layer._forward_pre_hooks)
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
     )

@@ -7,8 +7,8 @@ weights give other features wherever a stage's map is no multiple of the window 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ class Swin(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.patch_embed(x)
         maps = []
-        for i, stage in enumerate(self.layers):
+        for i, stage in enumerate(self._stages()):
             x = stage(x)
             maps.append(self.get_submodule(f"norm{i}")(x).permute(0, 3, 1, 2))
             if stage.downsample is not None:
@@ -74,8 +74,11 @@ class Swin(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
-        for stage in self.layers:
+        for stage in self._stages():
             stage.checkpointing = enable
+
+    def _stages(self) -> list[Stage]:
+        return list(cast("Iterable[Stage]", self.layers))
 
 
 class PatchEmbed(nn.Module):
@@ -255,7 +258,7 @@ def _partition(grid: Tensor, window: int) -> Tensor:  # (H, W) -> (windows, area
 def _options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if name not in SIZES:
         raise ValueError(f"backbone: {name!r} is not one of {', '.join(SIZES)}")
-    shape = dict(zip(("embed_dim", "depths", "heads", "window"), SIZES[name], strict=True))
+    shape: dict[str, Any] = dict(zip(("embed_dim", "depths", "heads", "window"), SIZES[name], strict=True))
     shape.update(drop_path=0.0, mlp_ratio=4.0)
     unknown = sorted(set(options) - set(shape))
     if unknown:

@@ -26,9 +26,11 @@ class ViTPyramid(nn.Module):
     (img_size, depth, drop_path_rate, ...). The patch is 16, whatever the ViT was trained with; ValueError for another.
     """
 
+    network: Any  # timm's ViT
+
     def __init__(self, name: str, in_channels: int = 3, width: int = 256, **options: Any) -> None:
         super().__init__()
-        fixed = {"pretrained": False, "num_classes": 0, "global_pool": "", "dynamic_img_size": True}
+        fixed: dict[str, Any] = {"pretrained": False, "num_classes": 0, "global_pool": "", "dynamic_img_size": True}
         try:
             self.network = timm.create_model(name, in_chans=in_channels, **fixed, **{"patch_size": PATCH, **options})
         except TypeError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
@@ -130,7 +131,7 @@ def _keep_standardised(network: nn.Module, stem: str, new: dict[str, Tensor], rg
         new[f"{place}.gain"] = new[f"{place}.gain"] * (channels / 3) ** 0.5
 
 
-def _resampled(network: nn.Module, name: str, given: Tensor, own: Tensor) -> Tensor:
+def _resampled(network: Any, name: str, given: Tensor, own: Tensor) -> Tensor:
     """A ViT's patch projection and position embedding at the network's own patch and grid."""
     if name == "patch_embed.proj.weight" and given.ndim == 4 and given.shape[2:] != own.shape[2:]:
         return resample_patch_embed(given, list(own.shape[2:]))
