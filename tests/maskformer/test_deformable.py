@@ -227,7 +227,7 @@ def test_bf16_is_no_further_from_float32_than_transformers() -> None:
 def test_compiles_to_one_graph() -> None:
     """Traced, not generated: that every shape and branch is static is what is shown here."""
     torch.manual_seed(0)
-    decoder = DeformablePixelDecoder(CHANNELS, CONFIG).eval()
+    decoder = DeformablePixelDecoder(CHANNELS, CONFIG.replace(encoder_layers=1)).eval()
     features = pyramid(16, 16, batch=1)
     compiled = torch.compile(decoder, fullgraph=True, backend="eager")
     with torch.no_grad():
