@@ -23,7 +23,7 @@ NOISE = 0.01  # of the table's standard deviation
 
 _CLASS_ROWS = re.compile(r"query_decoder\.class_embed\.(weight|bias)")
 _QUERY_TABLES = re.compile(r"query_decoder\.(query_embed|query_feat)\.weight")
-_STEM = re.compile(r"backbone\.(network\.)?(conv1|stem\.conv1|patch_embed\.proj)\.weight")
+_STEM = re.compile(r"backbone\.network\.(conv1|patch_embed\.proj)\.weight")
 
 
 @dataclass(frozen=True)

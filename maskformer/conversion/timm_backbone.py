@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _DERIVED = ("relative_position_index", "attn_mask")
 _CLASSIFIER = ("head.", "norm.", "fc.", "linear.", "bn.", "conv_last.", "classifier.")
 _BESIDE = "the classifier's, or behind the last map"
 _FRESH = "no part of a pretrained backbone"
+_OUTPUT_NORM = re.compile(r"norm[0-3]\.")  # of Swin's maps, which no classifier has
 
 
 def load_backbone(
@@ -33,7 +35,7 @@ def load_backbone(
     here = _names_in(model)
     whole = _names_of_timm(config)
     strangers = [name for name in account.unexpected if name not in whole and not name.startswith(_CLASSIFIER)]
-    lost = [name for name in account.missing if not name.startswith("norm") and "num_batches_tracked" not in name]
+    lost = [name for name in account.missing if not _OUTPUT_NORM.match(name) and "num_batches_tracked" not in name]
     if strangers or lost:
         faults = [f"{len(strangers)} tensors have no place here: {name_some(strangers)}"] if strangers else []
         faults += [f"{len(lost)} tensors of the backbone are missing: {name_some(lost)}"] if lost else []
@@ -64,9 +66,9 @@ def _weights(name_or_weights: str | Path | Mapping[str, Tensor]) -> tuple[Mappin
     try:
         return timm.create_model(name, pretrained=True).state_dict(), name
     except Exception as error:  # the hub fails in many ways: no network, no such weights, a half file
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{name}: timm's weights cannot be had: {str(error).splitlines()[0][:200]}; put the file into timm's cache "
-            f"(HF_HOME), or pass its path"
+            f"{name}: timm's weights cannot be had: {reason}; put the file into timm's cache (HF_HOME), or pass its path"
         ) from error
 
 

@@ -42,14 +42,14 @@ def maskformer(backbone: Any) -> nn.Module:
     return randomised(MaskFormerForInstanceSegmentation(config))
 
 
-def mask2former(backbone: Any) -> nn.Module:
+def mask2former(backbone: Any, hidden: int = WIDTH) -> nn.Module:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     config = Mask2FormerConfig(
         backbone_config=backbone,
         feature_size=WIDTH,
         mask_feature_size=WIDTH,
-        hidden_dim=WIDTH,
+        hidden_dim=hidden,
         encoder_feedforward_dim=48,
         dim_feedforward=64,
         encoder_layers=2,

@@ -80,6 +80,13 @@ def test_eomt_has_the_logits_of_transformers(side: int, masked: float) -> None:
     same_logits(theirs, convert.from_transformers(theirs), side, side)
 
 
+def test_a_query_decoder_wider_than_the_pixel_decoder_has_its_projections() -> None:
+    theirs = published.mask2former(published.swin(), hidden=64)
+    ours = convert.from_transformers(theirs)
+    assert "query_decoder.input_proj.2.weight" in ours.conversion.loaded
+    same_logits(theirs, ours, 96, 128)
+
+
 def test_names_in_memory_and_in_files_give_the_same_model(pair: Pair) -> None:
     in_memory, in_file = convert.from_transformers(pair.model), convert.from_transformers(pair.folder)
     assert in_memory.config == in_file.config

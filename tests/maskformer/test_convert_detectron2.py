@@ -72,7 +72,8 @@ def test_every_published_key_and_shape_loads(name: str, tmp_path: Path) -> None:
     account = model.conversion
     assert set(account.left_over) == left_over
     assert all(n.endswith("num_batches_tracked") for n in account.fresh)
-    loaded = sorted(model.state_dict()[n].flatten()[0].item() for n in account.loaded)
+    found = model.state_dict()
+    loaded = sorted(found[n].flatten()[0].item() for n in account.loaded)
     assert loaded == sorted(value.item() for n, value in values.items() if n not in left_over)
     assert model.config == ModelConfig.from_preset(name)  # backbone to losses
 

@@ -165,6 +165,18 @@ def test_timms_swin_into_ours_leaves_its_norms_fresh() -> None:
     assert any(name.startswith("head.") for name in account.left_over)
 
 
+def test_a_vit_of_timm_fills_both_parts_of_eomt() -> None:
+    shape = {"img_size": 64, "patch_size": 16, "depth": 3, "embed_dim": 32, "num_heads": 4}
+    changes = {"hidden_dim": 32, "mask_dim": 32, "num_heads": 4, "decoder_layers": 2, "num_queries": 3}
+    config = ModelConfig.from_preset("eomt-small", backbone_options=shape, num_classes=2, **changes)
+    weights = timm.create_model("vit_small_patch14_reg4_dinov2", pretrained=False, num_classes=0, **shape).state_dict()
+    model = convert.from_timm(weights, config)
+    assert len(model.conversion.loaded) == len(weights)
+    last = model.state_dict()["query_decoder.blocks.1.attn.qkv.weight"]
+    assert torch.equal(last, weights["blocks.2.attn.qkv.weight"])
+    assert not any(name.startswith("backbone.") for name in model.conversion.fresh)
+
+
 def test_other_weights_than_the_backbones_are_refused(tmp_path: Path) -> None:
     other = timm.create_model("resnet10t", pretrained=False).state_dict()
     with pytest.raises(ValueError, match=r"1 tensors have no place here: stranger\.weight"):
