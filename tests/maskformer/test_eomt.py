@@ -2,7 +2,6 @@
 
 import copy
 import io
-import itertools
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from maskformer.annealing import MaskAnnealing, masking_probability, set_progress
+from maskformer.annealing import set_progress
 from maskformer.config import ModelConfig
 from maskformer.convert import from_timm
 from maskformer.eomt import whole_vit
+from maskformer.inference import semantic
+from maskformer.losses import build_criterion
 from maskformer.model import MaskFormer, param_groups
 from maskformer.prediction import LayerPrediction
+from maskformer.targets import Target
 from maskformer.weights import load_backbone_weights
 
 DEPTH, BLOCKS, WIDTH, HEADS, QUERIES = 4, 2, 32, 4, 7
@@ -215,45 +217,6 @@ def test_a_query_looks_at_the_patches_inside_its_mask_and_all_else_at_everything
     assert not inside[:, :, 1, 0].any() and inside.any()
 
 
-def test_schedule_is_the_published_one() -> None:
-    """COCO: 4 blocks, 12 epochs of 7391 steps; Cityscapes: 3 blocks, 107 epochs of 186 steps."""
-    published = [
-        (88692, [14782, 29564, 44346, 59128], [29564, 44346, 59128, 73910]),
-        (19902, [3317, 8292, 13268], [6634, 11609, 16585]),
-    ]
-    for steps, starts, ends in published:
-        blocks = len(starts)
-        for block, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            slack = steps // 5000
-            assert masking_probability(block, blocks, (start - slack) / steps) == 1
-            assert (
-                0.5 < masking_probability(block, blocks, (start + end) / 2 / steps) == pytest.approx(0.5**0.9, abs=2e-3)
-            )
-            assert masking_probability(block, blocks, (end - slack) / steps) > 0
-            assert masking_probability(block, blocks, (end + slack) / steps) == 0
-
-
-@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5])
-def test_the_first_block_is_annealed_first(blocks: int) -> None:
-    table = [[masking_probability(block, blocks, step / 97) for step in range(98)] for block in range(blocks)]
-    assert all(row[0] == 1 and row[-1] == 0 and row == sorted(row, reverse=True) for row in table)
-    for earlier, later in itertools.pairwise(table):
-        assert all(a <= b for a, b in zip(earlier, later, strict=True)) and earlier != later
-    assert masking_probability(0, blocks, -1) == 1 and masking_probability(0, blocks, 2) == 0
-
-
-def test_the_share_of_masked_queries_is_the_probability() -> None:
-    torch.manual_seed(0)
-    annealing = MaskAnnealing(2).train()
-    annealing.set_progress(0.2)  # of two blocks, the first is on its way and the second still masked
-    hidden = torch.zeros(100, 200, 3, dtype=torch.bool)
-    spared = annealing.spare(0, hidden)
-    assert torch.equal(spared.any(2), spared.all(2))  # all of a query's patches or none
-    assert spared.float().mean() == pytest.approx(1 - masking_probability(0, 2, 0.2), abs=0.01)
-    assert not annealing.spare(1, hidden).any()
-    assert torch.equal(annealing.eval().spare(0, hidden), hidden)
-
-
 def test_a_model_stored_half_way_predicts_as_it_did() -> None:
     x = torch.randn(1, 3, 64, 64)
     half = tiny(progress=0.45)
@@ -386,6 +349,43 @@ def test_compiles_to_one_graph(progress: float) -> None:
     x = torch.randn(1, 3, 96, 64)  # not the configured size: position embeddings are resampled in the graph
     with torch.no_grad():
         assert_same(torch.compile(model, fullgraph=True, backend="eager")(x), model(x), 1e-5)
+
+
+@pytest.mark.slow
+def test_learns_a_batch_by_heart_and_predicts_it_without_masks() -> None:
+    """Trained with its masks annealed away, it then predicts by plain attention: mean IoU of at least 0.95."""
+    torch.manual_seed(0)
+    vit = {**SMALL_VIT, "embed_dim": 64}
+    model = MaskFormer(
+        TINY.replace(hidden_dim=64, mask_dim=64, backbone_options=vit, num_classes=2, loss_resolution="mask")
+    ).train()
+    criterion = build_criterion(model.config)
+    y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
+    places = [[(18, 18, 14), (42, 44, 16)], [(20, 40, 15), (46, 16, 13)]]
+    discs = torch.stack([
+        torch.stack([(y - a).square() + (x - b).square() < r * r for a, b, r in picture]) for picture in places
+    ])  # fmt: skip
+    colours = torch.tensor([[1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+    pictures = torch.einsum("bnhw,nc->bchw", discs.float(), 2 * colours) + 0.2 * torch.randn(2, 3, 64, 64)
+    everywhere = torch.ones(64, 64, dtype=torch.bool)
+    targets = [Target.from_masks(torch.tensor([0, 1]), masks, everywhere) for masks in discs]
+    optimizer = torch.optim.AdamW(param_groups(model, 1e-3, 1.0), weight_decay=0)
+    for step in range(200):
+        set_progress(model, step / 200)
+        optimizer.zero_grad()
+        criterion(model(pictures), targets)["total"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+    assert not any(model.query_decoder.annealing.is_active(block) for block in range(BLOCKS))
+    with torch.no_grad():
+        probability = semantic(model(pictures), (64, 64))
+    found = torch.cat((probability, torch.full((2, 1, 64, 64), 0.5)), 1).argmax(1)
+    wanted = torch.full((2, 64, 64), 2)
+    for n in range(2):
+        wanted[discs[:, n]] = n
+    ious = [((found == k) & (wanted == k)).sum() / ((found == k) | (wanted == k)).sum() for k in range(3)]
+    assert torch.stack(ious).mean() >= 0.95
 
 
 @pytest.mark.slow
