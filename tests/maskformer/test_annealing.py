@@ -1,4 +1,4 @@
-"""The schedule of mask annealing and its lot. (In a model: test_eomt.py; in a run: tests/pipelines/test_training.py.)"""
+"""The schedule of mask annealing and its lot. (In a model: test_eomt.py; in a run: test_training.py.)"""
 
 import itertools
 
