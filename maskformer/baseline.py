@@ -81,9 +81,10 @@ def flatten_target(target: Target, nothing: int) -> Tensor:
     """Class index of every pixel (H, W) int64, `nothing` where no object lies; smaller objects lie on top."""
     if not len(target.labels):
         return torch.full(target.valid.shape, nothing, device=target.valid.device)
-    order = target.masks.flatten(1).sum(1).argsort(descending=True, stable=True)
+    order = target.areas().argsort(descending=True, stable=True)
     # The last (smallest) object that covers a pixel: the largest rank among those present, 0 for none.
-    rank = torch.arange(1, len(order) + 1, device=order.device, dtype=torch.int32)
-    top = (target.masks[order] * rank[:, None, None]).amax(0)
+    rank = torch.zeros(len(order) + 1, dtype=torch.int64, device=order.device)
+    rank[order + 1] = torch.arange(1, len(order) + 1, device=order.device)
+    top = rank[target.layers.long()].amax(0)
     labels = torch.cat((torch.tensor([nothing], device=order.device), target.labels[order]))
     return labels[top]

@@ -1,6 +1,7 @@
 """The losses of mask classification: class cross-entropy, focal (or BCE) and dice on matched masks, every layer.
 
-Source: MaskFormer (arXiv 2107.06278). Unlike the published code, ignored and padded pixels count nowhere.
+Sources: MaskFormer (arXiv 2107.06278), whole masks at the input's size; Mask2Former (2112.01527), points, most of them
+where a mask is least certain. Unlike the published code, ignored and padded pixels count nowhere.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskformer import map_losses
+from maskformer import map_losses, points
 from maskformer.config import ModelConfig
-from maskformer.matching import ALPHA, Match, Matcher
+from maskformer.mask_losses import ALPHA, MaskLosses
+from maskformer.matching import Layer, Match, Matcher
 from maskformer.prediction import STRIDE, Prediction
 from maskformer.targets import Target, check_targets
 
@@ -39,20 +41,20 @@ class Criterion(nn.Module):
     def forward(self, prediction: Prediction, targets: list[Target]) -> dict[str, Tensor]:
         height, width = prediction.mask_logits.shape[-2:]
         check_targets(targets, self.config.num_classes, (STRIDE * height, STRIDE * width))
-        layers = (*prediction.auxiliary, prediction)
-        class_logits = torch.stack([layer.class_logits for layer in layers])
-        mask_logits = torch.stack([layer.mask_logits for layer in layers])
-        matching = self.matcher(class_logits.detach(), mask_logits.detach(), targets)
-        count = num_masks(targets, mask_logits.device)
-        with torch.autocast(mask_logits.device.type, enabled=False):
+        layers: tuple[Layer, ...] = (*prediction.auxiliary, prediction)
+        matching = self.matcher(layers, targets)
+        device = prediction.mask_logits.device
+        count = num_masks(targets, device)
+        with torch.autocast(device.type, enabled=False):
+            compare = self._comparer(targets)
             losses: dict[str, Tensor] = {}
-            for index, pairs in enumerate(matching.pairs):
+            for index, (layer, pairs) in enumerate(zip(layers, matching.pairs, strict=True)):
                 suffix = "" if index == len(layers) - 1 else f".{index}"
-                classes = self.class_loss(class_logits[index], targets, pairs, matching.elsewhere[index])
-                mask, dice = self.mask_losses(mask_logits[index], targets, pairs, count)
+                classes = self.class_loss(layer.class_logits, targets, pairs, matching.elsewhere[index])
+                mask, dice = self.mask_losses(layer, pairs, compare)
                 losses[f"class{suffix}"] = self.config.class_weight * classes
-                losses[f"mask{suffix}"] = self.config.mask_weight * mask
-                losses[f"dice{suffix}"] = self.config.dice_weight * dice
+                losses[f"mask{suffix}"] = self.config.mask_weight * mask / count
+                losses[f"dice{suffix}"] = self.config.dice_weight * dice / count
             if prediction.maps is not None:
                 maps = map_losses.semantic_loss(prediction.maps.semantic.float(), targets)
                 centres = map_losses.centre_loss(prediction.maps.centres.float(), targets, count)
@@ -76,47 +78,99 @@ class Criterion(nn.Module):
         weights = self.empty_weight[wanted.flatten().clamp(min=0)] * asked
         return total / weights.sum().clamp(min=1e-6)
 
-    def mask_losses(
-        self, mask_logits: Tensor, targets: list[Target], pairs: list[Match], count: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Focal (or BCE) and dice of mask_logits (B, Q, h, w), sums over pairs / count.
-
-        At "input" resolution the matched masks alone are upsampled; at "mask" resolution the targets are averaged
-        down to h × w, which costs a sixteenth.
-        """
-        mask_sum = mask_logits.new_zeros((), dtype=torch.float32)
-        dice_sum = mask_sum
-        for logits, target, match in zip(mask_logits, targets, pairs, strict=True):
-            x = logits[match.queries].float()  # (M, h, w)
-            t = target.masks[match.objects].float() * target.valid
-            v = target.valid.float()
-            if self.config.loss_resolution == "input":
-                x = F.interpolate(x[:, None], size=t.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-            else:
-                share = F.avg_pool2d(v[None, None], STRIDE)[0, 0]
-                t = F.avg_pool2d(t[:, None], STRIDE)[:, 0] / share.clamp(min=1e-6)
-                v = share
+    def mask_losses(self, layer: Layer, pairs: list[Match], compare: list[Comparer]) -> tuple[Tensor, Tensor]:
+        """Focal (or BCE) and dice of a layer's matched masks, summed over all pictures' pairs."""
+        mask_sum = dice_sum = layer.class_logits.new_zeros((), dtype=torch.float32)
+        for b, (match, one) in enumerate(zip(pairs, compare, strict=True)):
             # An empty selection sums to 0 and keeps the graph: outputs get zero gradients, DDP its reduction.
-            mask_sum = mask_sum + self._pixel_loss(x.flatten(1), t.flatten(1), v.flatten()).sum()
-            dice_sum = dice_sum + dice_loss(x.flatten(1), t.flatten(1), v.flatten()).sum()
-        return mask_sum / count, dice_sum / count
+            mask, dice = one(matched_logits(layer, b, match.queries), match.objects)
+            mask_sum, dice_sum = mask_sum + mask.sum(), dice_sum + dice.sum()
+        return mask_sum, dice_sum
 
-    def _pixel_loss(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
-        loss = F.binary_cross_entropy_with_logits(x, t, reduction="none")
-        if self.config.mask_loss == "focal":
-            loss = focal(x, t, loss)
-        return loss @ v / v.sum().clamp(min=1)  # (M,)
+    def _comparer(self, targets: list[Target]) -> list[Comparer]:
+        kind = {"input": WholeMasks, "points": MaskPoints, "mask": CoarseMasks}[self.config.loss_resolution]
+        return [kind(target, self.config) for target in targets]
 
 
-def focal(x: Tensor, t: Tensor, cross_entropy: Tensor) -> Tensor:
-    """Focal loss per pixel, α = 0.25 for the object, γ = 2 (Lin et al. 2017)."""
-    p = x.sigmoid()
-    wrong = p + t - 2 * p * t  # 1 - p_t
-    return (ALPHA * t + (1 - ALPHA) * (1 - t)) * cross_entropy * wrong.square()
+class WholeMasks:
+    """Masks of one picture at the input's size, as MaskFormer compares them."""
+
+    def __init__(self, target: Target, config: ModelConfig) -> None:
+        self.target, self.focal = target, config.mask_loss == "focal"
+
+    def __call__(self, logits: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+        """logits (M, h, w) of the objects' queries → pixel loss (M,), dice (M,)."""
+        return MaskLosses.apply(logits, objects, self.target.layers, self.target.valid, self.focal)
+
+
+class MaskPoints:
+    """Masks of one picture at points, as Mask2Former compares them: most where the mask is least certain.
+
+    Candidates are drawn once for all layers and masks of the picture (published: anew for each mask): which of them a
+    mask is asked at is its own affair, and their targets are looked up once.
+    """
+
+    def __init__(self, target: Target, config: ModelConfig) -> None:
+        self.focal = config.mask_loss == "focal"
+        self.uncertain = int(config.importance_ratio * config.num_points)
+        self.candidates = int(config.oversample_ratio * config.num_points) if self.uncertain else 0
+        fresh = config.num_points - self.uncertain
+        self.places = points.draw(self.candidates + fresh, target.valid.device)
+        self.seen = points.sample_target(target, self.places)
+
+    def __call__(self, logits: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = self._choose(logits.detach())  # (M, P)
+        x = points.sample_own(logits, self.places[chosen])
+        t = self.seen.inside[objects].gather(1, chosen)
+        return self._losses(x, t, self.seen.valid[chosen])
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        fresh = torch.arange(self.candidates, len(self.places), device=logits.device).expand(len(logits), -1)
+        if not self.uncertain:
+            return fresh
+        values = points.sample_maps(logits, self.places[: self.candidates])
+        most = points.most_uncertain(values, self.seen.valid[: self.candidates], self.uncertain)
+        return torch.cat((most, fresh), 1)
+
+    def _losses(self, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return pixel_loss(x, t, v, self.focal), dice_loss(x, t, v)
+
+
+class CoarseMasks:
+    """Masks of one picture at the size of the logits, targets averaged down: a sixteenth of the work."""
+
+    def __init__(self, target: Target, config: ModelConfig) -> None:
+        self.focal = config.mask_loss == "focal"
+        self.inside, self.share = map_losses.averaged(target, STRIDE)
+
+    def __call__(self, logits: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
+        x, t, v = logits.flatten(1), self.inside[objects].flatten(1), self.share.flatten()
+        return pixel_loss(x, t, v, self.focal), dice_loss(x, t, v)
+
+
+Comparer = WholeMasks | MaskPoints | CoarseMasks
+
+
+def matched_logits(layer: Layer, b: int, queries: Tensor) -> Tensor:
+    """(M, h, w) float32 mask logits of picture b's matched queries; multiplied out for these alone."""
+    if layer.mask_embed is None or layer.mask_features is None:
+        return layer.mask_logits[b][queries].float()
+    features = layer.mask_features[b].float()
+    return (layer.mask_embed[b][queries].float() @ features.flatten(1)).unflatten(1, features.shape[-2:])
+
+
+def pixel_loss(x: Tensor, t: Tensor, v: Tensor, focal: bool) -> Tensor:
+    """Focal (α = 0.25, γ = 2) or BCE, mean over what is valid: x, t (M, P), v (P,) or (M, P) → (M,)."""
+    loss = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    if focal:
+        p = x.sigmoid()
+        wrong = p + t - 2 * p * t  # 1 - p_t
+        loss = (ALPHA * t + (1 - ALPHA) * (1 - t)) * loss * wrong.square()
+    return (loss * v).sum(1) / v.sum(-1).clamp(min=1)
 
 
 def dice_loss(x: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    """1 − (2·Σpt + 1)/(Σp + Σt + 1) over valid pixels: x and t (M, P), v (P,) → (M,)."""
+    """1 − (2·Σpt + 1)/(Σp + Σt + 1) over what is valid: x and t (M, P), v (P,) or (M, P) → (M,)."""
     p = x.sigmoid() * v
     t = t * v
     return 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)

@@ -1,9 +1,9 @@
 """Hungarian matching of queries and objects, in float32, for every layer and picture at once.
 
-Cost = class_weight·(−p(class)) + mask_weight·(focal or BCE) + dice_weight·dice at mask resolution, targets shrunk by
-nearest neighbour (MaskFormer, arXiv 2107.06278). Pixel costs are sums over pixels of "positive where the target is 1,
-negative where it is 0", which is one matmul: Σ t·pos + (1−t)·neg = (pos − neg)·tᵀ + Σ neg. For BCE that is
-Σ softplus(x) − x·tᵀ.
+Cost = class_weight·(−p(class)) + mask_weight·(focal or BCE) + dice_weight·dice. MaskFormer (arXiv 2107.06278) compares
+whole masks at a quarter of the input, targets shrunk by nearest neighbour; Mask2Former (2112.01527) compares them at one
+set of random points a picture. Pixel costs are sums of "positive where the target is 1, negative where it is 0", which
+is one matmul: Σ t·pos + (1−t)·neg = (pos − neg)·tᵀ + Σ neg. For BCE that is Σ softplus(x) − x·tᵀ.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from maskformer import points
 from maskformer.config import ModelConfig
+from maskformer.mask_losses import ALPHA
+from maskformer.prediction import LayerPrediction, Prediction
 from maskformer.targets import Target
 
 logger = logging.getLogger(__name__)
 
-ALPHA = 0.25  # of the focal loss; its γ = 2 is written as a square below
+Layer = Prediction | LayerPrediction
 
 
 class Match(NamedTuple):
@@ -49,43 +52,50 @@ class Matcher:
         self._warned_finite = False
 
     @torch.no_grad()
-    def __call__(self, class_logits: Tensor, mask_logits: Tensor, targets: Sequence[Target]) -> Matching:
-        """class_logits (L, B, Q, K+1), mask_logits (L, B, Q, h, w), B targets whose size is a multiple of (h, w).
+    def __call__(self, layers: Sequence[Layer], targets: Sequence[Target]) -> Matching:
+        """Predictions of L layers over B pictures, B targets of the input's size.
 
         One cost tensor for all layers and pictures, one copy to the host, then scipy. With more objects than
         queries, the worst fitting objects stay unmatched (warned once).
         """
-        with torch.autocast(mask_logits.device.type, enabled=False):
-            cost, elsewhere = self._costs(class_logits.float(), mask_logits.float(), targets)
+        class_logits = torch.stack([layer.class_logits for layer in layers])
+        with torch.autocast(class_logits.device.type, enabled=False):
+            cost, elsewhere = self._costs(layers, class_logits.float(), targets)
         counts = [len(target.labels) for target in targets]
         self._warn_crowded(max(counts, default=0), class_logits.shape[2])
-        on_host = self._finite(cost.cpu().numpy(), class_logits, mask_logits)
+        on_host = self._finite(cost.cpu().numpy(), layers)
         pairs = [
-            [self._assign(costs[:, :count], mask_logits.device) for costs, count in zip(layer, counts, strict=True)]
+            [self._assign(costs[:, :count], class_logits.device) for costs, count in zip(layer, counts, strict=True)]
             for layer in on_host
         ]
         return Matching(pairs, elsewhere)
 
-    def _costs(self, class_logits: Tensor, mask_logits: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    def _costs(self, layers: Sequence[Layer], class_logits: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
         """cost (L, B, Q, most objects), padded with 0; elsewhere (L, B, Q)."""
-        layers, batch, queries = class_logits.shape[:3]
+        count, batch, queries = class_logits.shape[:3]
         widest = max((len(target.labels) for target in targets), default=0)
-        cost = class_logits.new_zeros(layers, batch, queries, widest)
-        elsewhere = torch.zeros(layers, batch, queries, dtype=torch.bool, device=class_logits.device)
+        cost = class_logits.new_zeros(count, batch, queries, widest)
+        elsewhere = torch.zeros(count, batch, queries, dtype=torch.bool, device=class_logits.device)
         for b, target in enumerate(targets):
-            masks, valid = shrink(target, mask_logits.shape[-2:])
-            one = self._cost(class_logits[:, b].flatten(0, 1), mask_logits[:, b].flatten(0, 1), target, masks, valid)
-            cost[:, b, :, : len(target.labels)] = one[0].unflatten(0, (layers, queries))
-            elsewhere[:, b] = one[1].unflatten(0, (layers, queries))
+            inside, valid, logits_of = self._view(layers, b, target)
+            for index in range(count):
+                masks, elsewhere[index, b] = self._mask_cost(logits_of(index), inside, valid)
+                chance = class_logits[index, b].softmax(-1)[:, target.labels]
+                cost[index, b, :, : len(target.labels)] = masks - self.config.class_weight * chance
         return cost, elsewhere
 
-    def _cost(
-        self, class_logits: Tensor, mask_logits: Tensor, target: Target, masks: Tensor, valid: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """class_logits (LQ, K+1), mask_logits (LQ, h, w), masks (N, h, w) and valid (h, w) → (LQ, N), (LQ,)."""
-        x = mask_logits.flatten(1)
-        v = valid.flatten().float()
-        t = masks.flatten(1).float() * v  # (N, hw)
+    def _view(self, layers: Sequence[Layer], b: int, target: Target) -> tuple[Tensor, Tensor, _LogitsOf]:
+        """Where masks are compared: the objects (N, P), what counts (P,), and a layer's logits there, (Q, P)."""
+        if self.config.loss_resolution == "points":
+            places = points.draw(self.config.num_points, target.valid.device)
+            seen = points.sample_target(target, places)
+            return seen.inside, seen.valid, _LogitsOf(layers, b, places)
+        masks, valid = shrink(target, layers[-1].mask_logits.shape[-2:])
+        return masks.flatten(1).float(), valid.flatten().float(), _LogitsOf(layers, b, None)
+
+    def _mask_cost(self, x: Tensor, inside: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """x (Q, P) logits, inside (N, P) and v (P,) → cost (Q, N); whether a query's mask lies elsewhere (Q,)."""
+        t = inside * v
         p = x.sigmoid()
         area = v.sum().clamp(min=1)
         if self.config.mask_loss == "bce":
@@ -94,12 +104,9 @@ class Matcher:
             positive = ALPHA * (1 - p).square() * F.softplus(-x)
             negative = (1 - ALPHA) * p.square() * F.softplus(x)
             pixel = ((positive - negative) @ t.T + (negative @ v)[:, None]) / area
-        inside = p @ v
-        dice = 1 - (2 * (p @ t.T) + 1) / (inside[:, None] + t.sum(1) + 1)
-        probability = class_logits.softmax(-1)[:, target.labels]
-        config = self.config
-        cost = config.mask_weight * pixel + config.dice_weight * dice - config.class_weight * probability
-        return cost, inside < 0.5 * p.sum(1)
+        seen = p @ v
+        dice = 1 - (2 * (p @ t.T) + 1) / (seen[:, None] + t.sum(1) + 1)
+        return self.config.mask_weight * pixel + self.config.dice_weight * dice, seen < 0.5 * p.sum(1)
 
     def _assign(self, cost: np.ndarray, device: torch.device) -> Match:
         queries, objects = linear_sum_assignment(cost)
@@ -115,17 +122,18 @@ class Matcher:
                 objects - queries,
             )
 
-    def _finite(self, cost: np.ndarray, class_logits: Tensor, mask_logits: Tensor) -> np.ndarray:
+    def _finite(self, cost: np.ndarray, layers: Sequence[Layer]) -> np.ndarray:
         """The cost with NaN and inf replaced by a huge one, said once with their origin."""
         if np.isfinite(cost).all():
             return cost
         if not self._warned_finite:
             self._warned_finite = True
             layer, picture = (int(i) for i in np.argwhere(~np.isfinite(cost))[0][:2])
+            logits = {"class_logits": layers[layer].class_logits, "mask_logits": layers[layer].mask_logits}
             origins = [
-                f"{name} ({int((~torch.isfinite(values[layer, picture])).sum())} values)"
-                for name, values in (("class_logits", class_logits), ("mask_logits", mask_logits))
-                if not torch.isfinite(values[layer, picture]).all()
+                f"{name} ({int((~torch.isfinite(values[picture])).sum())} values)"
+                for name, values in logits.items()
+                if not torch.isfinite(values[picture]).all()
             ]
             logger.warning(
                 "matching cost is not finite in layer %d, picture %d; origin: %s",
@@ -136,10 +144,42 @@ class Matcher:
         return np.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
 
 
+class _LogitsOf:
+    """Mask logits (Q, P) of a layer for one picture: of all pixels, or at points.
+
+    Sampling commutes with the product of embeddings and features, so the features are sampled once for all layers that
+    share them (equal to 1e-5), and no full mask is made.
+    """
+
+    def __init__(self, layers: Sequence[Layer], b: int, places: Tensor | None) -> None:
+        self.layers, self.b, self.places = layers, b, places
+        self._sampled: tuple[Tensor, Tensor] | None = None  # features, and they at the points
+
+    def __call__(self, index: int) -> Tensor:
+        layer = self.layers[index]
+        if layer.mask_embed is None or layer.mask_features is None:
+            logits = layer.mask_logits[self.b].float()
+            return logits.flatten(1) if self.places is None else points.sample_maps(logits, self.places)
+        return layer.mask_embed[self.b].float() @ self._features(layer.mask_features)
+
+    def _features(self, features: Tensor) -> Tensor:  # (c, P)
+        if self._sampled is None or self._sampled[0] is not features:
+            maps = features[self.b].float()
+            self._sampled = (
+                features,
+                maps.flatten(1) if self.places is None else points.sample_maps(maps, self.places),
+            )
+        return self._sampled[1]
+
+
 def shrink(target: Target, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """masks (N, *size) and valid (size) by nearest neighbour: every s-th pixel; ValueError if sizes do not divide."""
+    """masks (N, *size) and valid (size) by nearest neighbour: every s-th pixel of the target.
+
+    ValueError where `size` is not the target's, divided and rounded up.
+    """
     height, width = target.valid.shape
-    step = height // size[0]
-    if (size[0] * step, size[1] * step) != (height, width):
+    step = -(-height // size[0])
+    if (-(-height // step), -(-width // step)) != tuple(size):
         raise ValueError(f"target of {height} x {width} pixels is not a multiple of masks of {tuple(size)}")
-    return target.masks[:, ::step, ::step], target.valid[::step, ::step]
+    small = target._replace(layers=target.layers[:, ::step, ::step])
+    return small.masks, target.valid[::step, ::step]

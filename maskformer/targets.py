@@ -1,7 +1,12 @@
-"""Targets: what a model should have said about one picture."""
+"""What a picture should become: objects that may overlap, and where nobody knows.
+
+Objects are kept as label maps, so that a picture costs what its pixels cost, however many objects lie in it: one map
+where nothing overlaps, one more where two objects share a pixel, and so on. Binary masks are never stacked up.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,46 +17,75 @@ from maskformer.masks import MaskSet
 
 
 class Target(NamedTuple):
-    """N objects that may overlap: labels (N,) int64 class indices, masks (N, H, W) bool, valid (H, W) bool.
+    """Objects of one picture: labels (N,) int64; layers (L, H, W) int32: 0 nothing, n + 1 object n; valid (H, W) bool.
 
-    Pixels that are not valid (ignored, nodata or padding) take part in no cost and no loss.
+    Every object lies in one layer, whole. Pixels that are not valid (ignored, or padding) count in no loss and no cost.
     """
 
     labels: Tensor
-    masks: Tensor
+    layers: Tensor
     valid: Tensor
 
     @classmethod
     def from_mask_set(cls, objects: MaskSet, valid: np.ndarray) -> Target:
-        """The target of a 2-D MaskSet; objects without a single valid pixel are dropped (they would teach nothing)."""
-        if valid.shape != tuple(objects.shape):
-            raise ValueError(f"target: valid is {valid.shape}, the objects' canvas is {tuple(objects.shape)}")
-        masks = objects.to_dense()
-        seen = (masks & valid).any(axis=(1, 2))
+        """From the objects of a crop and its valid pixels (H, W) bool; objects without a valid pixel are dropped."""
+        if objects.shape != valid.shape:
+            raise ValueError(f"objects on a canvas of {objects.shape}, valid pixels of {valid.shape}")
+        seen = objects[_visible(objects, valid)] if len(objects) else objects
+        layers = seen.layers() or [np.zeros(valid.shape, np.int32)]
         return cls(
-            torch.from_numpy(np.asarray(objects.labels, np.int64)[seen]),
-            torch.from_numpy(masks[seen]),
-            torch.from_numpy(np.array(valid, bool)),
+            torch.from_numpy(seen.labels.copy()),
+            torch.from_numpy(np.stack(layers).astype(np.int32)),
+            torch.from_numpy(valid.astype(bool, copy=True)),
         )
 
+    @classmethod
+    def from_masks(cls, labels: Tensor, masks: Tensor, valid: Tensor) -> Target:
+        """From labels (N,), masks (N, H, W) bool and valid (H, W) bool; empty masks stay, as objects without a pixel."""
+        objects = MaskSet.from_dense(masks.cpu().numpy(), np.zeros(len(masks), np.int64))
+        layers = objects.layers() or [np.zeros(tuple(valid.shape), np.int32)]
+        return cls(labels, torch.from_numpy(np.stack(layers).astype(np.int32)).to(masks.device), valid)
+
+    @property
+    def masks(self) -> Tensor:
+        """(N, H, W) bool: the stack that is otherwise avoided; for looking at, and for tests."""
+        numbers = torch.arange(1, len(self.labels) + 1, device=self.layers.device)
+        return (self.layers[None] == numbers[:, None, None, None]).any(1)
+
     def to(self, device: torch.device | str) -> Target:
-        """The same target on another device."""
         return Target(*(tensor.to(device, non_blocking=True) for tensor in self))
 
+    def areas(self) -> Tensor:
+        """(N,) int64: valid pixels of each object."""
+        seen = (self.layers * self.valid).flatten().long()
+        return torch.bincount(seen, minlength=len(self.labels) + 1)[1:]
 
-def check_targets(targets: list[Target], num_classes: int, size: tuple[int, int]) -> None:
-    """ValueError that names the target where a label is not a class or a mask is not of `size` (H, W) pixels.
 
-    Labels are looked at on the CPU only: on a GPU that would cost a wait, and the loader has had them on the CPU.
+def check_targets(targets: Sequence[Target], num_classes: int, size: tuple[int, int]) -> None:
+    """ValueError that names what is wrong: a class out of range, an object without a label, maps that do not fit.
+
+    size (H, W): of the mask logits, times four; sides that are no multiples of four are rounded up to it. Labels are
+    looked at on the CPU only: on a GPU that would cost a wait, and the loader has had them on the CPU.
     """
     for index, target in enumerate(targets):
-        masks, valid = tuple(target.masks.shape[1:]), tuple(target.valid.shape)
-        if masks != size or valid != size:
-            raise ValueError(f"target {index}: masks {masks} and valid {valid}, expected the input's {size} pixels")
-        if len(target.labels) != len(target.masks):
-            raise ValueError(f"target {index}: {len(target.labels)} labels for {len(target.masks)} masks")
-        if target.labels.device.type == "cpu" and len(target.labels):
+        layers, valid = tuple(target.layers.shape[1:]), tuple(target.valid.shape)
+        if layers != valid or any(-(-side // 4) * 4 != whole for side, whole in zip(valid, size, strict=True)):
+            raise ValueError(f"target {index}: layers {layers} and valid {valid}, expected the input's {size} pixels")
+        if target.labels.device.type != "cpu":
+            continue
+        most = int(target.layers.max()) if target.layers.numel() else 0
+        if most > len(target.labels):
+            raise ValueError(f"target {index}: {len(target.labels)} labels, but its layers know object {most}")
+        if len(target.labels):
             low, high = int(target.labels.min()), int(target.labels.max())
             if low < 0 or high >= num_classes:
                 wrong = low if low < 0 else high
                 raise ValueError(f"target {index}: label {wrong}, but there are {num_classes} classes (0-based)")
+
+
+def _visible(objects: MaskSet, valid: np.ndarray) -> np.ndarray:
+    """(N,) bool: objects with at least one valid pixel."""
+    if valid.all():
+        return objects.areas > 0
+    seen = MaskSet.from_dense(valid[None].astype(bool), np.zeros(1, np.int64))
+    return objects.intersections(seen)[:, 0] > 0

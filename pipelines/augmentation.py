@@ -111,15 +111,15 @@ class Augmentation:
         return round(crop * math.exp(generator.uniform(math.log(low), math.log(high))))
 
     def __call__(self, image: Tensor, planes: Tensor, present: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """image (C, h, h) float, planes (M, h, h) bool, present (h, h) bool: pixels with data -> the same at
-        `size`. The image is 0 where no data is. Planes (object masks, where labels are known) may come back
-        empty: dropping them is the caller's."""
+        """image (C, h, h) float, planes (M, h, h) int32, present (h, h) bool: pixels with data -> the same at
+        `size`. The image is 0 where no data is. Of the planes (label maps) objects may vanish: dropping them is the
+        caller's."""
         image, planes, present = resize(image, planes, present, size)
         if self.names:
             stack = tv_tensors.Mask(torch.cat([planes, present[None]]))
             changed, stack = self.transform(tv_tensors.Image(image), stack)
             image, stack = changed.as_subclass(Tensor), stack.as_subclass(Tensor)
-            planes, present = stack[:-1], stack[-1]
+            planes, present = stack[:-1], stack[-1].bool()
         return image * present, planes, present
 
 
@@ -131,7 +131,8 @@ def resize(image: Tensor, planes: Tensor, present: Tensor, size: int) -> tuple[T
     # NEAREST_EXACT shares the image's pixel centres; plain NEAREST (what v2.Resize does to masks) lies up to
     # half a pixel beside them.
     nearest = InterpolationMode.NEAREST_EXACT
-    planes = v2.functional.resize(planes.to(torch.uint8), [size, size], interpolation=nearest).bool()
+    # In float32, which holds numbers to 16 million: of whole numbers the resampling takes bytes alone.
+    planes = v2.functional.resize(planes.float(), [size, size], interpolation=nearest).to(planes.dtype)
     share = v2.functional.resize(present[None].float(), [size, size], antialias=True)[0]
     return image, planes, share > 0.999
 

@@ -97,12 +97,13 @@ class CropDataset:
             if target.valid.any():
                 break
         missing = (0, extent - image.shape[-1], 0, extent - image.shape[-2])
-        planes = torch.cat([target.masks, target.valid[None]])
+        planes = torch.cat([target.layers, target.valid[None].int()])
         image, planes, present = (functional.pad(item, missing) for item in (image, planes, present))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(generator.integers(2**63)))
             image, planes, present = self.augment(image, planes, present, self.crop)
-        return image, _without_specks(target.labels, planes[:-1], planes[-1] & present, self.sampling.min_pixels)
+        target = Target(target.labels, planes[:-1], planes[-1].bool() & present)
+        return image, _without_specks(target, self.sampling.min_pixels)
 
     def fingerprint(self) -> str:
         """SHA-256 of what samples depend on: pixels, objects, windows, adapter, crop, seed, sampling."""
@@ -208,12 +209,14 @@ class Place:
         return (visible < sampling.min_pixels) | (thing & cut_away)
 
 
-def _without_specks(labels: Tensor, masks: Tensor, valid: Tensor, min_pixels: int) -> Target:
-    """Objects of fewer than `min_pixels` valid pixels are dropped, and their pixels ignored."""
-    kept = (masks & valid).flatten(1).sum(1) >= min_pixels
-    if not kept.all():
-        valid = valid & ~masks[~kept].any(0)
-    return Target(labels[kept], masks[kept], valid)
+def _without_specks(target: Target, min_pixels: int) -> Target:
+    """Objects of fewer than `min_pixels` valid pixels are dropped, and their pixels ignored; numbers close up."""
+    kept = target.areas() >= min_pixels
+    if kept.all():
+        return target
+    number = torch.cat((torch.zeros(1, dtype=torch.int32), torch.where(kept, kept.cumsum(0), -1).int()))
+    layers = number[target.layers.long()]
+    return Target(target.labels[kept], layers.clamp(min=0), target.valid & (layers >= 0).all(0))
 
 
 def _text(window: Window) -> str:

@@ -15,7 +15,7 @@ def boxes(*placed: tuple[int, slice, slice], size: int = 16) -> Target:
     for mask, (_, rows, columns) in zip(masks, placed, strict=True):
         mask[rows, columns] = True
     labels = torch.tensor([label for label, _, _ in placed], dtype=torch.int64)
-    return Target(labels, masks, torch.ones(size, size, dtype=torch.bool))
+    return Target.from_masks(labels, masks, torch.ones(size, size, dtype=torch.bool))
 
 
 def test_smaller_objects_lie_on_top() -> None:
@@ -32,7 +32,7 @@ def test_smaller_objects_lie_on_top() -> None:
 def test_ignored_pixels_leave_the_loss() -> None:
     target = boxes((0, slice(0, 8), slice(0, 16)))
     target.valid[:, 8:] = False
-    repainted = target._replace(masks=target.masks ^ ~target.valid)
+    repainted = Target.from_masks(target.labels, target.masks ^ ~target.valid, target.valid)
     logits = torch.randn(1, 3, 16, 16)
     other = logits.clone()
     other[..., 8:] = 9 * torch.randn(1, 3, 16, 8)

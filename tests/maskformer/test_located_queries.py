@@ -38,7 +38,7 @@ def boxes(*placed: tuple[int, slice, slice], size: int = 64) -> Target:
     for mask, (_, rows, columns) in zip(masks, placed, strict=True):
         mask[rows, columns] = True
     labels = torch.tensor([label for label, _, _ in placed], dtype=torch.int64)
-    return Target(labels, masks, torch.ones(size, size, dtype=torch.bool))
+    return Target.from_masks(labels, masks, torch.ones(size, size, dtype=torch.bool))
 
 
 def test_shapes_and_maps() -> None:
@@ -116,7 +116,7 @@ def test_bumps_mark_the_middle_of_every_object() -> None:
 def test_ignored_pixels_leave_the_maps() -> None:
     target = boxes((0, slice(0, 32), slice(0, 64)))
     target.valid[:, 32:] = False
-    repainted = target._replace(masks=target.masks ^ ~target.valid)
+    repainted = Target.from_masks(target.labels, target.masks ^ ~target.valid, target.valid)
     fine, coarse = torch.randn(1, 2, 16, 16), torch.randn(1, 2, 8, 8)
     other_fine, other_coarse = fine.clone(), coarse.clone()
     other_fine[..., 8:] = 9.0
@@ -156,7 +156,7 @@ def test_overfits_one_batch() -> None:
     discs = torch.stack(
         [(y - a).square() + (x - b).square() < r * r for a, b, r in ((18, 18, 13), (26, 36, 14), (48, 16, 11))]
     )
-    target = Target(torch.zeros(3, dtype=torch.int64), discs, torch.ones(64, 64, dtype=torch.bool))
+    target = Target.from_masks(torch.zeros(3, dtype=torch.int64), discs, torch.ones(64, 64, dtype=torch.bool))
     picture = 0.3 * torch.randn(1, 3, 64, 64) + 2 * discs.float().sum(0)
     optimizer = torch.optim.AdamW(param_groups(model, 2e-3, 0.5), weight_decay=0)
     for _ in range(60):

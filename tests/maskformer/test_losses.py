@@ -12,7 +12,7 @@ CONFIG = ModelConfig(num_classes=3)
 
 def random_target(objects: int, size: int = 32) -> Target:
     everywhere = torch.ones(size, size, dtype=torch.bool)
-    return Target(torch.randint(0, 3, (objects,)), torch.rand(objects, size, size) < 0.4, everywhere)
+    return Target.from_masks(torch.randint(0, 3, (objects,)), torch.rand(objects, size, size) < 0.4, everywhere)
 
 
 def random_prediction(queries: int = 6, batch: int = 2, layers: int = 2) -> Prediction:
@@ -67,7 +67,7 @@ def test_ignored_pixels_leave_the_loss(resolution: str, mask_loss: str) -> None:
     config = CONFIG.replace(loss_resolution=resolution, mask_loss=mask_loss)
     target = random_target(2)
     target.valid[:, 16:] = False
-    repainted = target._replace(masks=target.masks ^ ~target.valid)
+    repainted = Target.from_masks(target.labels, target.masks ^ ~target.valid, target.valid)
     prediction = random_prediction(batch=1, layers=1)
     other = prediction.mask_logits.detach().clone()
     other[..., 5:] = 4 * torch.randn(1, 6, 8, 3)  # bilinear upsampling reaches half a cell: column 4 stays
@@ -109,8 +109,8 @@ def test_any_number_of_objects_has_finite_gradients(counts: tuple[int, int]) -> 
 def test_extreme_targets_are_finite() -> None:
     """A single pixel the quarter-size grid does not see, nothing valid at all, and huge logits."""
     single = random_target(1)
-    single.masks[:] = False
-    single.masks[0, 3, 3] = True
+    single.layers[:] = 0
+    single.layers[0, 3, 3] = 1
     nothing = random_target(2)
     nothing.valid[:] = False
     classes = torch.randn(2, 6, 4, requires_grad=True)
@@ -127,7 +127,7 @@ def test_mask_resolution_agrees_where_targets_are_coarse() -> None:
     """On targets made of 4 × 4 blocks with smooth logits both resolutions measure nearly the same thing."""
     coarse = torch.zeros(1, 8, 8)
     coarse[0, 2:6, 2:6] = 1
-    target = Target(
+    target = Target.from_masks(
         torch.zeros(1, dtype=torch.int64),
         F.interpolate(coarse[None], scale_factor=4)[0].bool(),
         torch.ones(32, 32, dtype=torch.bool),
@@ -140,7 +140,7 @@ def test_mask_resolution_agrees_where_targets_are_coarse() -> None:
 def test_permuted_targets_cost_the_same() -> None:
     prediction, target = random_prediction(batch=1), random_target(4)
     order = torch.randperm(4)
-    shuffled = Target(target.labels[order], target.masks[order], target.valid)
+    shuffled = Target.from_masks(target.labels[order], target.masks[order], target.valid)
     criterion = build_criterion(CONFIG)
     torch.testing.assert_close(criterion(prediction, [target])["total"], criterion(prediction, [shuffled])["total"])
 

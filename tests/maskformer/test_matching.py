@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from maskformer.config import ModelConfig
 from maskformer.matching import Matcher, shrink
+from maskformer.prediction import Prediction
 from maskformer.targets import Target
 
 CONFIG = ModelConfig(num_classes=3)
@@ -19,7 +20,12 @@ def random_target(objects: int, size: int = 32, invalid: bool = False) -> Target
     valid = torch.ones(size, size, dtype=torch.bool)
     if invalid:
         valid[:, size // 2 :] = False
-    return Target(torch.randint(0, 3, (objects,)), torch.rand(objects, size, size) < 0.4, valid)
+    return Target.from_masks(torch.randint(0, 3, (objects,)), torch.rand(objects, size, size) < 0.4, valid)
+
+
+def layers_of(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> list[Prediction]:
+    """(L, B, Q, ·) logits as one prediction a layer."""
+    return [Prediction(c, m) for c, m in zip(class_logits, mask_logits, strict=True)]
 
 
 def plain_cost(class_logits: torch.Tensor, mask_logits: torch.Tensor, target: Target, config: ModelConfig):
@@ -45,7 +51,7 @@ def test_costs_are_the_definition(mask_loss: str, invalid: bool) -> None:
     config = CONFIG.replace(mask_loss=mask_loss)
     targets = [random_target(4, invalid=invalid), random_target(2, invalid=invalid)]
     classes, masks = torch.randn(2, 2, 5, 4), 3 * torch.randn(2, 2, 5, 8, 8)
-    cost, _ = Matcher(config)._costs(classes, masks, targets)
+    cost, _ = Matcher(config)._costs(layers_of(classes, masks), classes, targets)
     for layer, b in itertools.product(range(2), range(2)):
         wanted = plain_cost(classes[layer, b], masks[layer, b], targets[b], config)
         np.testing.assert_allclose(cost[layer, b, :, : wanted.shape[1]], wanted, atol=1e-5)
@@ -56,7 +62,7 @@ def test_matching_is_optimal(objects: int, queries: int, seed: int) -> None:
     torch.manual_seed(seed)
     target = random_target(objects)
     classes, masks = torch.randn(1, 1, queries, 4), torch.randn(1, 1, queries, 8, 8)
-    ((match,),) = Matcher(CONFIG)(classes, masks, [target]).pairs
+    ((match,),) = Matcher(CONFIG)(layers_of(classes, masks), [target]).pairs
     pairs = min(objects, queries)
     assert len(match.queries) == len(match.objects) == pairs
     assert len(set(match.queries.tolist())) == len(set(match.objects.tolist())) == pairs
@@ -74,9 +80,9 @@ def test_ignored_pixels_do_not_move_the_cost() -> None:
     classes, masks = torch.randn(1, 1, 5, 4), torch.randn(1, 1, 5, 8, 8)
     other = masks.clone()
     other[..., 4:] = 50 * torch.randn(1, 1, 5, 8, 4)
-    repainted = target._replace(masks=target.masks ^ ~target.valid)
-    before, _ = Matcher(CONFIG)._costs(classes, masks, [target])
-    after, _ = Matcher(CONFIG)._costs(classes, other, [repainted])
+    repainted = Target.from_masks(target.labels, target.masks ^ ~target.valid, target.valid)
+    before, _ = Matcher(CONFIG)._costs(layers_of(classes, masks), classes, [target])
+    after, _ = Matcher(CONFIG)._costs(layers_of(classes, other), classes, [repainted])
     torch.testing.assert_close(before, after)
 
 
@@ -84,14 +90,16 @@ def test_masks_in_ignored_pixels_are_told_apart() -> None:
     target = random_target(0, invalid=True)
     masks = torch.full((1, 1, 2, 8, 8), -9.0)
     masks[0, 0, 0, :, 5:], masks[0, 0, 1, :, :3] = 9.0, 9.0
-    assert Matcher(CONFIG)(torch.zeros(1, 1, 2, 4), masks, [target]).elsewhere.tolist() == [[[True, False]]]
+    assert Matcher(CONFIG)(layers_of(torch.zeros(1, 1, 2, 4), masks), [target]).elsewhere.tolist() == [[[True, False]]]
 
 
 def test_more_objects_than_queries_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     matcher = Matcher(CONFIG)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            ((match,),) = matcher(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 8, 8), [random_target(1000)]).pairs
+            ((match,),) = matcher(
+                layers_of(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 8, 8)), [random_target(1000)]
+            ).pairs
     assert len(match.queries) == 2
     (record,) = caplog.records
     assert "1000 objects" in record.message and "2 queries" in record.message and "998" in record.message
@@ -102,7 +110,7 @@ def test_nan_is_traced_to_its_origin(origin: str, caplog: pytest.LogCaptureFixtu
     logits = {"class_logits": torch.randn(2, 2, 3, 4), "mask_logits": torch.randn(2, 2, 3, 8, 8)}
     logits[origin][1, 0, 2, 0] = float("nan")
     with caplog.at_level(logging.WARNING):
-        matching = Matcher(CONFIG)(**logits, targets=[random_target(2), random_target(2)])
+        matching = Matcher(CONFIG)(layers_of(**logits), [random_target(2), random_target(2)])
     (record,) = caplog.records
     other = ({"class_logits", "mask_logits"} - {origin}).pop()
     assert "layer 1, picture 0" in record.message

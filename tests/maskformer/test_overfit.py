@@ -39,7 +39,7 @@ def test_published_maskformer_overfits_one_batch(pixel_decoder: str) -> None:
     colours = torch.tensor([[1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
     pictures = torch.einsum("bnhw,nc->bchw", discs.float(), 2 * colours) + 0.2 * torch.randn(2, 3, 64, 64)
     everywhere = torch.ones(64, 64, dtype=torch.bool)
-    targets = [Target(torch.tensor([0, 1]), masks, everywhere) for masks in discs]
+    targets = [Target.from_masks(torch.tensor([0, 1]), masks, everywhere) for masks in discs]
     optimizer = torch.optim.AdamW(param_groups(model, 5e-4, 1.0), weight_decay=0)
     for _ in range(300):
         optimizer.zero_grad()

@@ -68,7 +68,9 @@ class Blobs:
         valid = np.ones((16, 16), bool)
         valid[-3:] = False
         masks = torch.from_numpy(image[:1] > 0.5)
-        return torch.from_numpy(image), Target(torch.zeros(1, dtype=torch.int64), masks, torch.from_numpy(valid))
+        return torch.from_numpy(image), Target.from_masks(
+            torch.zeros(1, dtype=torch.int64), masks, torch.from_numpy(valid)
+        )
 
     def fingerprint(self) -> str:
         return checkpoints.sha256_of(self.name)
@@ -192,7 +194,7 @@ class Pair:
         masks[0, 8:40, 8:40] = masks[1, 24:60, 24:60] = True  # they overlap
         image[0] += 3 * masks[0]
         image[1] += 3 * masks[1]
-        return image, Target(torch.tensor([0, 1]), masks, torch.ones(64, 64, dtype=torch.bool))
+        return image, Target.from_masks(torch.tensor([0, 1]), masks, torch.ones(64, 64, dtype=torch.bool))
 
     def fingerprint(self) -> str:
         return "pair"

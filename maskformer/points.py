@@ -1,0 +1,70 @@
+"""Values at points of the plane: logits by bilinear sampling, targets straight from label maps.
+
+Points are (x, y) in 0..1 of the whole picture. Sampling is bilinear between pixel centres, 0 outside
+(`grid_sample(align_corners=False)`). Sampling N binary masks is looking up the label at the four corners: no mask is
+made, and the cost does not depend on N.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskformer.targets import Target
+
+
+class Sampled(NamedTuple):
+    """A picture at P points: inside (N, P) float in 0..1, the objects' masks; valid (P,) float, 0 or 1."""
+
+    inside: Tensor
+    valid: Tensor
+
+
+def draw(count: int, device: torch.device) -> Tensor:
+    """(count, 2) points, uniform; from torch's generator, so that a resumed training draws the same."""
+    return torch.rand(count, 2, device=device)
+
+
+def sample_maps(maps: Tensor, points: Tensor) -> Tensor:
+    """maps (..., h, w) at points (P, 2) → (..., P); differentiable in the maps."""
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    return F.grid_sample(flat, 2 * points[None, None] - 1, align_corners=False)[0, :, 0].unflatten(0, maps.shape[:-2])
+
+
+def sample_own(maps: Tensor, points: Tensor) -> Tensor:
+    """maps (M, h, w), each at points of its own (M, P, 2) → (M, P); differentiable in the maps."""
+    return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
+
+
+def sample_target(target: Target, points: Tensor) -> Sampled:
+    """The objects' masks at points (P, 2), as `grid_sample` would find them in N binary masks.
+
+    A point is valid where every pixel that has weight in it is; what is beside the picture has the value 0, as there.
+    """
+    height, width = target.valid.shape
+    x, y = points[:, 0] * width - 0.5, points[:, 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    inside = points.new_zeros(len(target.labels) + 1, len(points))
+    valid = torch.ones(len(points), dtype=torch.bool, device=points.device)
+    for row, column, weight in (
+        (top, left, (top + 1 - y) * (left + 1 - x)),
+        (top, left + 1, (top + 1 - y) * (x - left)),
+        (top + 1, left, (y - top) * (left + 1 - x)),
+        (top + 1, left + 1, (y - top) * (x - left)),
+    ):
+        there = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+        valid &= target.valid.flatten()[index] | ~there | (weight <= 0)
+        share = weight * there
+        for layer in target.layers:
+            inside.scatter_add_(0, layer.flatten()[index].long()[None], share[None])
+    return Sampled(inside[1:], valid.to(points.dtype))
+
+
+def most_uncertain(logits: Tensor, valid: Tensor, count: int) -> Tensor:
+    """logits (M, P), valid (P,) → (M, count) numbers of the points nearest to the edge of each mask (logit 0)."""
+    uncertainty = torch.where(valid > 0, -logits.abs(), -torch.inf)
+    return uncertainty.topk(count, dim=1, sorted=False).indices
