@@ -1,0 +1,72 @@
+"""Clocks, memory and operations: what the speed benchmarks have in common."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.record import ROOT
+
+THREADS = 2
+
+
+def alternating(sides: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
+    """Run every side once untimed, then all in turn, `rounds` times: median and best seconds of each.
+
+    In turn, because this machine's speed drifts by a fifth within a minute; both sides then see the same minutes.
+    """
+    for run in sides.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, run in sides.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    return {
+        name: {"median_s": round(statistics.median(each), 4), "best_s": round(min(each), 4)}
+        for name, each in seconds.items()
+    }
+
+
+def gigaflops(run: Callable[[], object]) -> float:
+    """Operations (2 per multiply-add) of matrix products, convolutions and attention in one run, in 10^9."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e9
+
+
+def matmul_peak(dtype: torch.dtype, sizes: tuple[int, ...] = (512, 1024, 2048, 4096), repeats: int = 5) -> float:
+    """The best 10^9 operations a second of square products n x n x n over `sizes`."""
+    best = 0.0
+    for n in sizes:
+        a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+        a @ b
+        for _ in range(repeats):
+            began = time.perf_counter()
+            a @ b
+            best = max(best, 2 * n**3 / (time.perf_counter() - began) / 1e9)
+    return best
+
+
+def peak_rss_mib() -> float:
+    """The largest resident memory this process has had, MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def in_fresh_process(module: str, *arguments: str) -> dict[str, Any]:
+    """`python -m MODULE ARGUMENTS`: the JSON on the last line it prints. For memory: a process's peak never falls."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    values: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return values
