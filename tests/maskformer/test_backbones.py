@@ -150,8 +150,6 @@ KINDS = [
 @pytest.mark.parametrize(("name", "options"), KINDS, ids=[name for name, _ in KINDS])
 def test_every_kind_of_stem_is_inflated(name: str, options: dict) -> None:
     """RGB at any places, other channels at 0: the features of the RGB network."""
-    if name.startswith("stdc"):
-        pytest.importorskip("maskformer.stdc")
     torch.manual_seed(0)
     plain = make(name, **options).eval().double()
     state = {key: tensor.float() for key, tensor in backbone_network(plain).state_dict().items()}
@@ -198,3 +196,8 @@ def test_unknown_options_are_named() -> None:
     for name in ("resnet18", "swin-tiny", "vit_tiny_patch16_224"):
         with pytest.raises(ValueError, match="no_such"):
             make(name, no_such=1)
+
+
+def test_networks_without_checkpointing_say_so() -> None:
+    with pytest.raises(ValueError, match="STDC has none"):
+        make("stdc1").set_grad_checkpointing()
