@@ -2,8 +2,10 @@
 
 `sample_grid` goes through grid_sample and suits GPUs, compilation and export. `sample_bags` is for processors, where
 grid_sample gathers one channel at a time: there each (token, head) is a bag of table rows summed with weights, which
-PyTorch's embedding_bag does in one pass and without keeping a single sample. 512², Swin-T widths, two cores, a layer's
-sampling alone: see benchmarks/README.md.
+PyTorch's embedding_bag does in one pass and without keeping a single sample. A layer at 512², width 256, two cores,
+float32: the gathering alone 25 ms by grid_sample, 4.3 ms in bags; the whole pixel decoder, processor time of one
+thread against transformers' at Swin-T's widths: 1.45 : 3.33 s (bf16 0.65 : 2.05), with backward 3.8 : 6.9 s
+(bf16 2.0 : 5.4). Three quarters of what is left in float32 are matrix products and one convolution.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Sizes = tuple[tuple[int, int], ...]  # (height, width) of each level, coarsest first or not, as the tokens come
+Sizes = tuple[tuple[int, int], ...]  # (height, width) of each level, in the order of the tokens
 PAD = 2  # empty cells before each row and level: places are clamped to them, where value and gradient are zero
 
 

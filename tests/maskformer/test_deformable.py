@@ -180,7 +180,6 @@ def test_starts_as_published() -> None:
     torch.testing.assert_close(ring[6, 2, 3], torch.tensor([0.0, -4.0]), atol=1e-5, rtol=0)
     for linear in (attention.sampling_offsets, attention.attention_weights):
         assert linear.weight.abs().max() == 0
-    # One pixel map: the ring's places lie outside, all but none of the value is seen.
     assert attention.attention_weights.bias.abs().max() == 0
 
 
