@@ -130,6 +130,6 @@ def test_half_precision_logits_are_matched_in_float32() -> None:
         300 * torch.randn(1, 1, 5, 8, 8),
     )  # softplus sums overflow in float16
     target = random_target(3)
-    half = Matcher(CONFIG)(classes.half(), masks.half(), [target]).pairs[0][0]
-    full = Matcher(CONFIG)(classes.half().float(), masks.half().float(), [target]).pairs[0][0]
+    half = Matcher(CONFIG)(layers_of(classes.half(), masks.half()), [target]).pairs[0][0]
+    full = Matcher(CONFIG)(layers_of(classes.half().float(), masks.half().float()), [target]).pairs[0][0]
     assert torch.equal(half.queries, full.queries) and torch.equal(half.objects, full.objects)
