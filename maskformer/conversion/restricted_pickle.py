@@ -1,15 +1,18 @@
 """Checkpoints as pickles, read without running what a pickle may ask for.
 
 A pickle is a program that may call anything importable. Published detectron2 checkpoints need dictionaries, strings,
-numbers and numpy arrays; this reader knows how to make those and refuses everything else by name.
+numbers and numpy arrays; this reader has stand-ins that make those and refuses everything else by name. Of a file,
+numpy sees bytes, a shape and a type of plain numbers alone: its own unpickling believes what it is told, down to the
+flags of a dtype, and a damaged file can bring it down.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +21,76 @@ import torch
 from torch import Tensor
 
 
+class _Numbers:
+    """A dtype: kind and size of plain numbers; its state says their byte order."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or not re.fullmatch("[fiu][1248]|b1", code):
+            raise pickle.UnpicklingError(f"it asks for values of type {code!r}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"it asks for byte order {state[1]!r}")
+        self.order = state[1]
+
+    def read(self, content: Any, shape: tuple[int, ...], order: str) -> np.ndarray:
+        """The array of these bytes (text where Python 2 wrote them), row by row ("C") or column by column ("F")."""
+        content = content.encode("latin1") if isinstance(content, str) else content
+        values = np.frombuffer(content, np.dtype(self.code).newbyteorder(self.order))  # type: ignore[call-overload]
+        return values.astype(self.code).reshape(shape, order="F" if order == "F" else "C")
+
+
+class _Array:
+    """An array that is told its content after it was made."""
+
+    value: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        shape, numbers, by_columns, content = state[-4:]  # before them the version, which the first format lacks
+        self.value = _array_of(content, numbers, shape, "F" if by_columns else "C")
+
+
+def _array_of(content: Any, numbers: Any, shape: tuple[int, ...], order: str) -> np.ndarray:
+    if not isinstance(numbers, _Numbers) or not isinstance(content, bytes | bytearray | str | pickle.PickleBuffer):
+        raise pickle.UnpicklingError("it asks for an array of other things than numbers")
+    return numbers.read(content, shape, order)
+
+
+def _scalar_of(numbers: Any, content: Any) -> np.ndarray:
+    return _array_of(content, numbers, (), "C")
+
+
 def _bytes_of(text: str, encoding: str) -> bytes:
     """Bytes as protocols 0 to 2 write them: latin-1 text. Stands in for `_codecs.encode`, which knows more codecs."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"text in {encoding!r}")
+        raise pickle.UnpicklingError(f"it asks for text in {encoding!r}")
     return text.encode("latin1")
 
 
-def _array_of(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    """An array as protocol 5 writes it: its bytes, beside what they mean."""
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order="F" if order == "F" else "C")
+class _Maker:
+    """What a pickle gets in place of what it names: to be called, and nothing else."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, _: Any) -> None:  # else a pickle could change it for those that are read later
+        raise pickle.UnpicklingError("it asks to change what makes its values")
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _bytes_of,
+_ADMITTED = {
+    ("numpy", "ndarray"): _Maker(lambda *_: _Array()),
+    ("numpy", "dtype"): _Maker(_Numbers),
+    ("collections", "OrderedDict"): _Maker(OrderedDict),
+    ("_codecs", "encode"): _Maker(_bytes_of),
 }
 for _core in ("numpy.core", "numpy._core"):  # before numpy 2, and since
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = np.empty(0).__reduce__()[0]
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = np.float32(0).__reduce__()[0]
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _array_of
+    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = _Maker(lambda *_: _Array())
+    _ADMITTED[f"{_core}.multiarray", "scalar"] = _Maker(_scalar_of)
+    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _Maker(_array_of)
 
 
 class _Reader(pickle.Unpickler):
@@ -51,16 +102,21 @@ class _Reader(pickle.Unpickler):
 
 
 def load_pickle(path: Path) -> Any:
-    """What a pickle of plain values and numpy arrays holds. ValueError names what else it asks for, or how it broke."""
+    """What a pickle of plain values and arrays holds, an array as `_Array` or numpy's.
+
+    ValueError names what else it asks for, or how it broke.
+    """
     try:
         with path.open("rb") as file:
             return _Reader(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused: {error}; a checkpoint needs numpy arrays and nothing else") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: refused: {reason}; a checkpoint needs numpy arrays and nothing else") from error
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
     except Exception as error:  # a broken pickle fails in whatever its bytes happen to call
-        raise ValueError(f"{path}: not a pickle, or cut off: {type(error).__name__}: {error}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path}: not a pickle, or cut off: {reason}") from error
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -91,8 +147,9 @@ def _load_torch(path: Path) -> Any:
 
 
 def _tensor(value: Any, what: str) -> Tensor:
+    value = value.value if isinstance(value, _Array) else value
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.array(value, order="C"))  # a copy: arrays of a pickle may be read-only
+        return torch.from_numpy(np.asarray(value, order="C"))
     raise ValueError(f"{what}: expected numbers, found {type(value).__name__}")

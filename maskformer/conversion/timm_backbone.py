@@ -68,7 +68,7 @@ def _weights(name_or_weights: str | Path | Mapping[str, Tensor]) -> tuple[Mappin
     except Exception as error:  # the hub fails in many ways: no network, no such weights, a half file
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{name}: timm's weights cannot be had: {reason}; put the file into timm's cache (HF_HOME), or pass its path"
+            f"{name}: timm's weights cannot be had: {reason}; put them into timm's cache (HF_HOME), or pass their path"
         ) from error
 
 

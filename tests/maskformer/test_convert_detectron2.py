@@ -207,6 +207,25 @@ def test_a_refusal_names_what_was_asked_for(tmp_path: Path) -> None:
         convert.from_detectron2(path)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [np.array(["words"]), np.array([None]), np.array([1], "datetime64[s]"), np.zeros(1, [("a", "f4")]), np.dtype("O")],
+    ids=["words", "objects", "dates", "fields", "a type"],
+)
+def test_arrays_of_other_things_than_numbers_are_refused(value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": value}}))
+    with pytest.raises(ValueError, match=r"model\.pkl: refused: it asks for values of type"):
+        convert.from_detectron2(path)
+
+
+def test_a_pickle_cannot_change_its_reader(tmp_path: Path) -> None:
+    path = tmp_path / "model.pkl"
+    path.write_bytes(b"cnumpy\nndarray\n(dVmake\nNsb.")  # sets an attribute on what stands in for numpy.ndarray
+    with pytest.raises(ValueError, match="asks to change"):
+        convert.from_detectron2(path)
+
+
 def test_a_pickle_that_asks_for_too_much_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.pkl"
     path.write_bytes(pickle.dumps({"model": {"a": Payload(np.ndarray, (2**50,))}}))

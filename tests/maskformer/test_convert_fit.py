@@ -193,5 +193,5 @@ def test_a_hub_out_of_reach_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) 
         raise OSError("offline")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ValueError, match="weights cannot be had: offline; put the file into timm's cache"):
+    with pytest.raises(ValueError, match="weights cannot be had: offline; put them into timm's cache"):
         convert.from_timm("resnet10t", TINY)
