@@ -37,7 +37,7 @@ class _Numbers:
     def read(self, content: Any, shape: tuple[int, ...], order: str) -> np.ndarray:
         """The array of these bytes (text where Python 2 wrote them), row by row ("C") or column by column ("F")."""
         content = content.encode("latin1") if isinstance(content, str) else content
-        values = np.frombuffer(content, np.dtype(self.code).newbyteorder(self.order))  # type: ignore[call-overload]
+        values = np.frombuffer(content, np.dtype(self.code).newbyteorder(self.order))  # type: ignore[arg-type]
         return values.astype(self.code).reshape(shape, order="F" if order == "F" else "C")
 
 
