@@ -88,7 +88,8 @@ class Criterion(nn.Module):
         return mask_sum, dice_sum
 
     def _comparer(self, targets: list[Target]) -> list[Comparer]:
-        kind = {"input": WholeMasks, "points": MaskPoints, "mask": CoarseMasks}[self.config.loss_resolution]
+        kinds: dict[str, type[Comparer]] = {"input": WholeMasks, "points": MaskPoints, "mask": CoarseMasks}
+        kind = kinds[self.config.loss_resolution]
         return [kind(target, self.config) for target in targets]
 
 

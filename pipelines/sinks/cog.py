@@ -118,7 +118,7 @@ class CogSink:
         stack = array.reshape(self.layout.bands, *size)
         with self._readable_errors():
             self._sink.write(stack, window=part)
-        self._written.append((part, zlib.crc32(np.ascontiguousarray(stack))))
+        self._written.append((part, zlib.crc32(stack.tobytes())))
 
     def commit(self) -> Path:
         """Lay out the COG, give it its final name and return that."""

