@@ -73,7 +73,7 @@ def _compare(x: Tensor, sign: Tensor, weight: Tensor | None, focal: bool) -> tup
     p = torch.where(inside, 1 - wrong, wrong)
     steep = wrong * (1 - wrong)
     if weight is None:
-        area = float(x.shape[-1] * x.shape[-2])
+        area = torch.tensor(float(x.shape[-1] * x.shape[-2]), dtype=x.dtype, device=x.device)
         both = torch.where(inside, p, 0).sum((1, 2))
         total = p.sum((1, 2)) + inside.sum((1, 2))
     else:
