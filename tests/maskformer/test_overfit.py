@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
 }
 SWIN = {"backbone_options": {"embed_dim": 24, "depths": (1, 1, 1, 1), "heads": (1, 2, 2, 4), "window": 4}}
 RESNET = {"backbone": "resnet10t"}
+PEM = {"pixel_dim": 32, "decoder_layers": 3}  # fewer than its three levels would leave parameters unused
 VIT = {
     "hidden_dim": 64,
     "mask_dim": 64,
@@ -46,8 +47,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "mask2former": ("mask2former-resnet50", RESNET, 200),
     "mask2former-swin": ("mask2former-swin-tiny", SWIN, 200),
     "maskformer-v2": ("maskformer-v2-swin-tiny", SWIN, 300),
-    "pem": ("pem-resnet50", {**RESNET, "pixel_dim": 32}, 200),
-    "pem-stdc": ("pem-stdc1", {"backbone_options": {"width": 16}, "pixel_dim": 32}, 200),
+    "pem": ("pem-resnet50", {**RESNET, **PEM}, 200),
+    "pem-stdc": ("pem-stdc1", {"backbone_options": {"width": 16}, **PEM}, 200),
     "mfenet": ("mfenet-efficientnet-lite0", {}, 300),
     "eomt": ("eomt-small", VIT, 200),
     "unet": ("unet-efficientnet-lite0", {}, 100),
