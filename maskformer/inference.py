@@ -1,6 +1,6 @@
 """From logits to what a user asks for: class probabilities, instances, or a panoptic partition.
 
-The order is always: decide at low resolution which queries matter, upsample those alone (in chunks), crop the padding,
+The order is always: decide at low resolution which queries matter and where, upsample that alone, crop the padding,
 resize to the wanted size. `size` is (height, width) of the answer; `valid` the (height, width) of the real picture in
 the top-left corner of the padded input (the whole input by default), one pair for all pictures or one each.
 
@@ -10,7 +10,7 @@ Sources: MaskFormer (arXiv 2107.06278) for semantic and panoptic, Mask2Former (2
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskformer import dense_inference
+from maskformer.instances import draw
 from maskformer.masks import MaskSet
+from maskformer.panoptic import Queries, Rule, merge
 from maskformer.prediction import STRIDE, DensePrediction, Prediction
 
 Size = tuple[int, int]
@@ -84,7 +86,7 @@ def instances(
     if isinstance(prediction, DensePrediction):
         probabilities = semantic(prediction, size, valid)
         return [dense_inference.instances(one.cpu().numpy(), score, min_area, thing) for one in probabilities]
-    found = []
+    found, threshold = [], _logit(mask)
     for classes, masks, real in _pictures(prediction, valid):
         candidates = classes[:, :-1].clone()
         if thing is not None:
@@ -95,22 +97,45 @@ def instances(
         order = order[flat[order] >= max(score, 0)]
         queries, labels = order // candidates.shape[1], order % candidates.shape[1]
         used, place = queries.unique(return_inverse=True)
-        parts, quality = [], []
-        for _, upsampled in _upsample(masks[used], real, size):
-            inside = upsampled > _logit(mask)
-            area = inside.flatten(1).sum(1)
-            mean = (upsampled.sigmoid_() * inside).flatten(1).sum(1) / (area + 1e-6)
-            quality.append(mean)
-            parts.append(MaskSet.from_dense(inside.cpu().numpy(), np.zeros(len(inside), np.int64)))
-        if not parts:
-            found.append(MaskSet.empty(size))
-            continue
-        scores = (flat[order] * torch.cat(quality)[place]).cpu().numpy()
-        objects = MaskSet.concatenate(parts)[place.cpu().numpy()]
+        drawn, quality = draw(masks[used].float(), real, size, threshold)
+        scores = (flat[order] * quality[place]).cpu().numpy()
+        objects = drawn[place.cpu().numpy()]
         objects = objects.with_labels(labels.cpu().numpy()).with_scores(scores.astype(np.float32))
         objects = objects[(scores >= score) & (objects.areas >= max(min_area, 1))]
         found.append(objects[np.argsort(-objects.scores, kind="stable")])
     return found
+
+
+class Count(NamedTuple):
+    """`kept`: objects found; `expected`: what no threshold decides, the sum of probabilities to be an object."""
+
+    kept: int
+    expected: float
+
+
+@torch.no_grad()
+def count(
+    prediction: Prediction | DensePrediction,
+    size: Size,
+    valid: Size | Sequence[Size] | None = None,
+    score: float = 0.5,
+    mask: float = 0.5,
+    min_area: int = 0,
+    thing: Sequence[bool] | None = None,
+) -> list[Count]:
+    """How many objects each picture has: those `instances` keeps, and the sum of p(class) over queries and things.
+
+    A per-pixel prediction has no queries; there `expected` sums the scores of its regions.
+    """
+    kept = instances(prediction, size, valid, score, mask, min_area, thing)
+    if isinstance(prediction, DensePrediction):
+        regions = instances(prediction, size, valid, 0.0, mask, min_area, thing)
+        return [Count(len(k), float(every.scores.sum())) for k, every in zip(kept, regions, strict=True)]
+    probabilities = prediction.class_logits.float().softmax(-1)[..., :-1]  # (B, Q, K)
+    if thing is not None:
+        probabilities = probabilities[..., torch.tensor(list(thing), device=probabilities.device)]
+    expected = probabilities.sum((1, 2)).tolist()
+    return [Count(len(k), e) for k, e in zip(kept, expected, strict=True)]
 
 
 @torch.no_grad()
@@ -132,76 +157,18 @@ def panoptic(
     if isinstance(prediction, DensePrediction):
         probabilities = semantic(prediction, size, valid)
         return [dense_inference.panoptic(one.cpu().numpy(), thing) for one in probabilities]
+    rule = Rule(overlap, inside_mask)
     return [
-        _merge(classes, masks, real, size, thing, (score, overlap), inside_mask)
+        merge(_competing(classes, masks, score), real, size, thing, rule)
         for classes, masks, real in _pictures(prediction, valid)
     ]
 
 
-def _merge(
-    classes: Tensor,
-    masks: Tensor,
-    real: Size,
-    size: Size,
-    thing: Sequence[bool] | None,
-    thresholds: tuple[float, float],
-    inside_mask: bool,
-) -> MaskSet:
-    """The panoptic merge without a loop over queries: running maximum, two bincounts, one look-up table."""
-    nothing = classes.shape[1] - 1
+def _competing(classes: Tensor, masks: Tensor, score: float) -> Queries:
+    """The queries whose best class is an object with p > `score`."""
     best, labels = classes.max(1)
-    kept = (labels != nothing) & (best > thresholds[0])
-    best, labels, masks = best[kept], labels[kept], masks[kept]
-    count = len(labels)
-    if not count:
-        return MaskSet.empty(size)
-    top = torch.full(size, -1.0, device=masks.device)
-    winner = torch.zeros(size, dtype=torch.int64, device=masks.device)
-    winner_inside = torch.zeros(size, dtype=torch.bool, device=masks.device)
-    mask_area = torch.zeros(count, dtype=torch.int64, device=masks.device)
-    for chunk, upsampled in _upsample(masks, real, size):
-        m = upsampled.sigmoid_()
-        mask_area[chunk] = (m >= 0.5).flatten(1).sum(1)
-        value, index = (m * best[chunk, None, None]).max(0)
-        better = value > top
-        top = torch.where(better, value, top)
-        winner = torch.where(better, index + chunk.start, winner)
-        winner_inside = torch.where(better, m.gather(0, index[None])[0] >= 0.5, winner_inside)
-    won = torch.bincount(winner.flatten(), minlength=count)
-    held = torch.bincount(winner[winner_inside], minlength=count) if inside_mask else won
-    accepted = (won > 0) & (mask_area > 0) & (held > 0) & (won >= thresholds[1] * mask_area)
-    return _segments(winner, winner_inside if inside_mask else None, accepted, labels, best, thing)
-
-
-def _segments(
-    winner: Tensor,
-    inside: Tensor | None,
-    accepted: Tensor,
-    labels: Tensor,
-    scores: Tensor,
-    thing: Sequence[bool] | None,
-) -> MaskSet:
-    """One copy to the host, then a table from query to segment id: 1..N in query order, stuff classes merged."""
-    winner_map, ok = winner.cpu().numpy(), accepted.cpu().numpy()
-    label, weight = labels.cpu().numpy(), scores.cpu().numpy()
-    table = np.zeros(len(ok), np.int64)
-    segment_labels: list[int] = []
-    segment_scores: list[float] = []
-    stuff: dict[int, int] = {}
-    for query in np.flatnonzero(ok):
-        kind = int(label[query])
-        if thing is not None and not thing[kind] and kind in stuff:
-            table[query] = stuff[kind]
-            segment_scores[stuff[kind] - 1] = max(segment_scores[stuff[kind] - 1], float(weight[query]))
-            continue
-        segment_labels.append(kind)
-        segment_scores.append(float(weight[query]))
-        table[query] = stuff[kind] = len(segment_labels)
-    segments = table[winner_map]
-    if inside is not None:
-        segments[~inside.cpu().numpy()] = 0
-    present = MaskSet.from_label_map(segments, {n + 1: kind for n, kind in enumerate(segment_labels)})
-    return present.with_scores(np.asarray(segment_scores, np.float32))
+    kept = (labels != classes.shape[1] - 1) & (best > score)
+    return Queries(masks[kept].float(), labels[kept], best[kept])
 
 
 def _pictures(prediction: Prediction, valid: Size | Sequence[Size] | None) -> Iterator[tuple[Tensor, Tensor, Size]]:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskformer import inference
+from maskformer import inference, tiles
 from maskformer.masks import MaskSet
 from maskformer.prediction import DensePrediction, Prediction
 
@@ -17,6 +17,13 @@ def random_prediction(seed: int, queries: int = 6, classes: int = 3, size: int =
         batch, queries, size, size, generator=generator
     )
     return Prediction(3 * torch.randn(batch, queries, classes + 1, generator=generator), masks)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tiles and several rounds of them, in pictures of 32 pixels."""
+    monkeypatch.setattr(tiles, "TILE", 4)
+    monkeypatch.setattr(tiles, "AT_ONCE", 7)
 
 
 def full_size(prediction: Prediction, real, size) -> torch.Tensor:
@@ -82,6 +89,14 @@ def test_a_picture_is_the_same_alone_and_in_a_batch() -> None:
 def test_instances_are_the_published_ones(seed: int, score: float, limit: int | None) -> None:
     prediction, size, real = random_prediction(seed), (25, 19), (30, 27)
     (got,) = inference.instances(prediction, size, real, score=score, limit=limit)
+    scores, labels, masks = published_instances(prediction, size, real, score, limit)
+    np.testing.assert_allclose(got.scores, scores, atol=1e-5)
+    assert got.labels.tolist() == labels
+    np.testing.assert_array_equal(got.to_dense(), masks)
+
+
+def published_instances(prediction, size, real, score, limit) -> tuple[list[float], list[int], np.ndarray]:
+    """Every query with every class, each mask at full size."""
     p = prediction.class_logits[0].softmax(-1)[:, :-1]
     x = full_size(prediction, real, size)[0]
     every = []
@@ -92,9 +107,8 @@ def test_instances_are_the_published_ones(seed: int, score: float, limit: int | 
         if mask.any() and quality >= score:
             every.append((float(quality), int(index % 3), mask.numpy()))
     every.sort(key=lambda one: -one[0])
-    np.testing.assert_allclose(got.scores, [one[0] for one in every], atol=1e-5)
-    assert got.labels.tolist() == [one[1] for one in every]
-    np.testing.assert_array_equal(got.to_dense(), np.array([one[2] for one in every]).reshape(-1, *size))
+    masks = np.array([one[2] for one in every], bool).reshape(-1, *size)
+    return [one[0] for one in every], [one[1] for one in every], masks
 
 
 def test_instances_keep_overlaps_and_respect_the_filters() -> None:
@@ -153,20 +167,9 @@ def test_panoptic_merge_is_the_published_loop(seed: int, inside: bool, threshold
     prediction, thing = random_prediction(seed, queries=9), [True, False, False]
     arguments = ((24, 20), (30, 27), thing, *thresholds, inside)
     segments, labels = published_merge(prediction, *arguments)
-    before = inference.CHUNK_PIXELS
-    inference.CHUNK_PIXELS = 4 * 32 * 32  # several chunks
-    try:
-        (got,) = inference.panoptic(
-            prediction,
-            (24, 20),
-            (30, 27),
-            thing,
-            score=thresholds[0],
-            overlap=thresholds[1],
-            inside_mask=inside,
-        )
-    finally:
-        inference.CHUNK_PIXELS = before
+    (got,) = inference.panoptic(
+        prediction, *arguments[:3], score=thresholds[0], overlap=thresholds[1], inside_mask=inside
+    )
     assert got.labels.tolist() == labels
     np.testing.assert_array_equal(got.to_label_map(), segments)
 
@@ -182,6 +185,94 @@ def test_panoptic_ids_are_unique_where_stuff_comes_between() -> None:
     assert got.areas.tolist() == [512, 256, 256]
     assert len(set(got.ids.tolist())) == 3
     assert got.to_dense().sum(0).max() == 1
+
+
+# ---------------------------------------------------------------- tiles
+
+
+def shapes(kind: str, side: int = 24) -> Prediction:
+    """Pictures as models draw them: what tiles settle without drawing, and what they must draw, both occur."""
+    generator = torch.Generator().manual_seed(len(kind))
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    masks = torch.full((1, 6, side, side), -9.0)
+    if kind == "discs":
+        for q, (y, x, radius) in enumerate([(5, 6, 5), (6, 14, 4), (15, 6, 6), (16, 17, 7), (12, 12, 3), (2, 21, 2)]):
+            masks[0, q] = ((radius - ((rows - y) ** 2 + (columns - x) ** 2).sqrt()) * 6).clamp(-9, 9)
+    if kind == "everything and details":  # one mask covers all, thin and single-cell ones lie on it
+        masks[0, 0] = 9.0
+        masks[0, 1, :, 7], masks[0, 2, 13, :], masks[0, 3, 20, 20] = 9.0, 9.0, 9.0
+        masks[0, 4, 3:9, 12:19] = 9.0
+    if kind == "equal masks":  # the first query must win every pixel
+        masks[0, 1:4, 4:18, 6:20] = 5.0
+    if kind == "nearly nothing":
+        masks += torch.randn(masks.shape, generator=generator)
+        masks[0, 5, 0, 0] = 9.5
+    if kind == "noise":
+        masks = 4 * torch.randn(masks.shape, generator=generator)
+    classes = torch.randn(1, 6, 4, generator=generator) * 0.2
+    classes[0, torch.arange(6), torch.tensor([1, 0, 2, 1, 0, 2])] += 4.0
+    if kind == "equal masks":
+        classes[0, 1:4] = classes[0, 1].clone()
+    return Prediction(classes, masks)
+
+
+KINDS = ["discs", "everything and details", "equal masks", "nearly nothing", "noise"]
+SIZES = [((96, 96), (96, 96)), ((96, 96), (384, 384)), ((90, 77), (200, 131)), ((96, 61), (40, 33)), ((33, 96), (9, 7))]
+
+
+@pytest.mark.parametrize("tile", [8, 32])
+@pytest.mark.parametrize(("real", "size"), SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_change_nothing(
+    kind: str, real: tuple[int, int], size: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks pixel by pixel those of the stack of all masks at full size, at every ratio of sizes."""
+    monkeypatch.setattr(tiles, "TILE", tile)
+    monkeypatch.setattr(tiles, "AT_ONCE", 100)
+    prediction, thing = shapes(kind), [True, False, True]
+    (got,) = inference.instances(prediction, size, real, score=0.2)
+    scores, labels, masks = published_instances(prediction, size, real, 0.2, None)
+    np.testing.assert_allclose(got.scores, scores, atol=1e-5)
+    if len(set(np.round(scores, 5))) == len(scores):  # among equal scores any order is right
+        assert got.labels.tolist() == labels
+        np.testing.assert_array_equal(got.to_dense(), masks)
+    for inside in (False, True):
+        segments, found = published_merge(prediction, size, real, thing, 0.3, 0.4, inside)
+        (got,) = inference.panoptic(prediction, size, real, thing, score=0.3, overlap=0.4, inside_mask=inside)
+        assert got.labels.tolist() == found
+        np.testing.assert_array_equal(got.to_label_map(), segments)
+
+
+def test_settled_tiles_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two half planes only the tiles of their border are made."""
+    masks = torch.full((1, 2, 32, 32), -9.0)
+    masks[0, 0, :, :16], masks[0, 1, :, 16:] = 9.0, 9.0
+    drawn = []
+    upsample = tiles.Tiles.upsample
+    monkeypatch.setattr(tiles.Tiles, "upsample", lambda self, *at: drawn.append(at) or upsample(self, *at))
+    prediction = Prediction(torch.tensor([[[9.0, 0], [9.0, 0]]]), masks)
+    (got,) = inference.panoptic(prediction, (128, 128))
+    assert got.areas.tolist() == [128 * 64, 128 * 64]
+    assert 0 < sum(len(at[0]) for at in drawn) <= 2 * 2 * 32  # two masks, two columns of tiles of 4 pixels
+
+
+# ---------------------------------------------------------------- count
+
+
+def test_count_is_what_is_kept_and_what_is_expected() -> None:
+    masks = torch.full((2, 3, 8, 8), -20.0)
+    masks[0, 0, :3], masks[0, 1, 4:], masks[1, 0, :2] = 20.0, 20.0, 20.0
+    prediction = Prediction(torch.zeros(2, 3, 3).index_fill_(2, torch.tensor([0]), 2.0), masks)
+    p = float(prediction.class_logits[0, 0].softmax(0)[0])
+    first, second = inference.count(prediction, (32, 32), thing=[True, False])
+    assert (first.kept, second.kept) == (2, 1)
+    assert first.expected == pytest.approx(3 * p) == second.expected
+    (both, _) = inference.count(prediction, (32, 32), score=0.99)
+    assert both.kept == 0
+    assert both.expected == pytest.approx(3 * float(prediction.class_logits[0, 0].softmax(0)[:2].sum()))
+    (regions,) = inference.count(dense_picture(), (16, 16), thing=[True, False])
+    assert regions.kept == 2
+    assert regions.expected == pytest.approx(2, abs=0.05)
 
 
 # ---------------------------------------------------------------- dense
