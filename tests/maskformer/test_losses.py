@@ -7,7 +7,8 @@ from maskformer.losses import build_criterion
 from maskformer.prediction import Prediction
 from maskformer.targets import Target
 
-CONFIG = ModelConfig(num_classes=3)
+CONFIG = ModelConfig(num_classes=3, num_points=400)
+RESOLUTIONS = ("input", "mask", "points")
 
 
 def random_target(objects: int, size: int = 32) -> Target:
@@ -60,7 +61,7 @@ def test_parity_with_transformers() -> None:
         torch.testing.assert_close(got[ours], weights[name] * wanted[name], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("resolution", ["input", "mask"])
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("mask_loss", ["focal", "bce"])
 def test_ignored_pixels_leave_the_loss(resolution: str, mask_loss: str) -> None:
     """What is said and what is asked on ignored pixels changes nothing, to the last bit of the gradient inside."""
@@ -73,7 +74,9 @@ def test_ignored_pixels_leave_the_loss(resolution: str, mask_loss: str) -> None:
     other[..., 5:] = 4 * torch.randn(1, 6, 8, 3)  # bilinear upsampling reaches half a cell: column 4 stays
     criterion = build_criterion(config)
     criterion.class_loss = lambda *args: torch.zeros(())  # the class loss may ask where a mask lies
+    torch.manual_seed(0)  # the same points
     before = criterion(prediction, [target])["total"]
+    torch.manual_seed(0)
     after = criterion(Prediction(prediction.class_logits, other), [repainted])["total"]
     torch.testing.assert_close(before, after)
 
@@ -94,7 +97,7 @@ def test_a_query_in_ignored_pixels_is_not_asked_for_its_class() -> None:
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (1, 40)])
 def test_any_number_of_objects_has_finite_gradients(counts: tuple[int, int]) -> None:
-    for resolution in ("input", "mask"):
+    for resolution in RESOLUTIONS:
         prediction = random_prediction()
         criterion = build_criterion(CONFIG.replace(loss_resolution=resolution))
         losses = criterion(prediction, [random_target(n) for n in counts])
@@ -115,7 +118,7 @@ def test_extreme_targets_are_finite() -> None:
     nothing.valid[:] = False
     classes = torch.randn(2, 6, 4, requires_grad=True)
     masks = (1e4 * torch.randn(2, 6, 8, 8)).requires_grad_()
-    for resolution in ("input", "mask"):
+    for resolution in RESOLUTIONS:
         criterion = build_criterion(CONFIG.replace(loss_resolution=resolution))
         loss = criterion(Prediction(classes, masks), [single, nothing])["total"]
         loss.backward()
@@ -148,3 +151,38 @@ def test_permuted_targets_cost_the_same() -> None:
 def test_wrong_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="expected the input's"):
         build_criterion(CONFIG)(random_prediction(batch=1), [random_target(1, size=64)])
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_a_thousand_objects_in_a_crop(resolution: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten times the queries, in 512 x 512 px: said once, with counts, and the gradients are finite."""
+    cell = torch.arange(512) // 16
+    numbers = (cell[:, None] * 32 + cell).int() + 1  # 1024 squares
+    numbers[numbers > 1000] = 0
+    target = Target(torch.zeros(1000, dtype=torch.int64), numbers[None], torch.ones(512, 512, dtype=torch.bool))
+    classes, masks = torch.randn(1, 100, 4, requires_grad=True), torch.randn(1, 100, 128, 128, requires_grad=True)
+    criterion = build_criterion(CONFIG.replace(loss_resolution=resolution, num_points=2000))
+    for _ in range(2):
+        criterion(Prediction(classes, masks), [target])["total"].backward()
+    assert torch.isfinite(classes.grad).all() and torch.isfinite(masks.grad).all()
+    (record,) = caplog.records
+    assert "1000 objects" in record.message and "100 queries" in record.message
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+def test_padding_never_counts(resolution: str) -> None:
+    """A picture padded to twice its size has the loss of the picture, whatever the model says about the padding."""
+    torch.manual_seed(0)
+    config = CONFIG.replace(loss_resolution=resolution, num_points=30_000, importance_ratio=0.0)
+    target = random_target(3)
+    prediction = random_prediction(batch=1, layers=1)
+    padded = Target(target.labels, F.pad(target.layers, (0, 32, 0, 32)), F.pad(target.valid, (0, 32, 0, 32)))
+    masks = F.pad(prediction.mask_logits.detach(), (0, 8, 0, 8))
+    masks[..., 9:, :], masks[..., 9:] = 50.0, 50.0  # upsampling reaches half a cell into the picture
+    masks[..., 8, :9], masks[..., :9, 8] = masks[..., 7, :9], masks[..., :9, 7]
+    criterion = build_criterion(config)
+    criterion.class_loss = lambda *args: torch.zeros(())
+    small = criterion(prediction, [target])["total"]
+    large = criterion(Prediction(prediction.class_logits, masks), [padded])["total"]
+    # Points are drawn anew over four times the ground; whole masks are the same to the last digits.
+    torch.testing.assert_close(small, large, rtol=0.03 if resolution == "points" else 1e-4, atol=0)
