@@ -1,0 +1,108 @@
+"""A model's forward as a graph that runs without this package: torch.export programs and ONNX files.
+
+The graph is the forward in evaluation mode: one input `image` (1, C, H, W), normalised; outputs `class_logits`
+(1, Q, K+1) and `mask_logits` (1, Q, H/4, W/4), or `logits` (1, K+1, H, W) of a per-pixel model. docs/export.md says
+which model goes where. Source of the formats: PyTorch's torch.export and torch.onnx (its graph exporter).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from maskformer.config import ModelConfig
+from maskformer.prediction import DensePrediction
+
+MULTIPLE = 32  # of the sides of a picture of any size: the coarsest map's stride
+LARGEST = 256 * MULTIPLE  # pixels a side that a graph of any size is made for
+
+
+def takes_any_size(config: ModelConfig) -> bool:
+    """Whether one graph serves every size. A Swin's windows, and the position table of a ViT, belong to one size."""
+    return not (config.backbone.startswith("swin") or "vit" in config.backbone)
+
+
+def to_program(model: nn.Module, size: tuple[int, int], dynamic: bool = True) -> ExportedProgram:
+    """The forward as a torch.export program: inference only, one picture a time, in float32 on the model's device.
+
+    size (height, width) of a picture, multiples of 32. `dynamic`: the program takes every other such size up to 8192
+    as well. ValueError where the model cannot, or the size is none of these. The model is left as it was.
+    """
+    config = _checked(model, size, dynamic)
+    training = model.training
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                _Outputs(model).eval(), (_picture(model, config, size),), dynamic_shapes=_dynamic_shapes(dynamic)
+            )
+    finally:
+        model.train(training)
+
+
+def to_onnx(model: nn.Module, path: str | Path, size: tuple[int, int], dynamic: bool = True) -> None:
+    """Write the forward as an ONNX file; `size` and `dynamic` as in `to_program`, ImportError without onnxscript.
+
+    Files of more than 2 GB get a second one, `<name>.data`, beside them.
+    """
+    if importlib.util.find_spec("onnxscript") is None:
+        raise ImportError("an ONNX file is written by onnx and onnxscript: pip install onnx onnxscript")
+    config = _checked(model, size, dynamic)
+    training = model.training
+    names = ["logits"] if config.architecture == "unet" else ["class_logits", "mask_logits"]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own insides
+            program = torch.onnx.export(
+                _Outputs(model).eval(),
+                (_picture(model, config, size),),
+                dynamo=True,
+                dynamic_shapes=_dynamic_shapes(dynamic),
+                input_names=["image"],
+                output_names=names,
+                verbose=False,
+            )
+    finally:
+        model.train(training)
+    assert program is not None  # with dynamo=True it never is
+    program.save(str(path))
+
+
+class _Outputs(nn.Module):
+    """The tensors alone, without the parts of a prediction that only training has."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        prediction = self.model(image)
+        if isinstance(prediction, DensePrediction):
+            return (prediction.logits,)
+        return prediction.class_logits, prediction.mask_logits
+
+
+def _checked(model: nn.Module, size: tuple[int, int], dynamic: bool) -> ModelConfig:
+    config = model.config
+    assert isinstance(config, ModelConfig)
+    if any(side < MULTIPLE or side > LARGEST or side % MULTIPLE for side in size):
+        raise ValueError(f"size: {size}, expected multiples of {MULTIPLE} up to {LARGEST}")
+    if dynamic and not takes_any_size(config):
+        raise ValueError(f"{config.backbone} belongs to one size: export it with dynamic=False, one file a size")
+    return config
+
+
+def _picture(model: nn.Module, config: ModelConfig, size: tuple[int, int]) -> Tensor:
+    return torch.zeros(1, config.in_channels, *size, device=next(model.parameters()).device)
+
+
+def _dynamic_shapes(dynamic: bool) -> Any:
+    if not dynamic:
+        return None
+    most = LARGEST // MULTIPLE
+    return ({2: MULTIPLE * Dim("rows", min=1, max=most), 3: MULTIPLE * Dim("columns", min=1, max=most)},)
