@@ -12,6 +12,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 Window = tuple[slice, ...]
 
@@ -44,6 +48,20 @@ class Strip:
     first: Tile
     second: Tile
     window: Window = field(hash=False)
+
+
+class Meetings(NamedTuple):
+    """The strips of one tile with its K neighbours, row-major.
+
+    numbers: (K,) the neighbours; low, high: (K, axes) the strips, half-open; tile_low, tile_high: (K, axes) the
+    neighbours' windows.
+    """
+
+    numbers: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    tile_low: NDArray[np.int64]
+    tile_high: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -142,12 +160,30 @@ class Grid:
         reach = [self._meeting[axis][position] for axis, position in enumerate(tile.index)]
         return [self[index] for index in itertools.product(*reach) if index != tile.index]
 
+    def meetings(self, tile: Tile) -> Meetings:
+        """The strips of a tile with all its neighbours, as arrays."""
+        reach = [self._meeting[axis][position] for axis, position in enumerate(tile.index)]
+        index = np.array(list(itertools.product(*reach)), np.int64)
+        index = index[(index != tile.index).any(axis=1)]
+        low = np.empty(index.shape, np.int64)
+        numbers = np.zeros(len(index), np.int64)
+        for axis, count in enumerate(self.counts):
+            low[:, axis] = self._starts[axis][index[:, axis]]
+            numbers = numbers * count + index[:, axis]
+        high = low + np.minimum(self.tile, self.shape)
+        mine_low = np.array(tile.offset)
+        return Meetings(numbers, np.maximum(low, mine_low), np.minimum(high, mine_low + tile.shape), low, high)
+
     def strips(self) -> Iterator[Strip]:
         """The intersections of all pairs of tiles whose windows meet, each pair once."""
         for tile in self:
             for other in self.neighbours(tile):
                 if other.index > tile.index:
                     yield Strip(tile, other, shared_window(tile.window, other.window))
+
+    @cached_property
+    def _starts(self) -> tuple[NDArray[np.int64], ...]:
+        return tuple(np.array(starts, np.int64) for starts in self.starts)
 
     @cached_property
     def _meeting(self) -> tuple[tuple[tuple[int, ...], ...], ...]:

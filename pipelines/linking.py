@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from maskformer.masks import MaskSet
-from pipelines.evidence import EQUAL
+from pipelines.evidence import EQUAL, Tie
 
 
 class Fragment(NamedTuple):
-    """One object of one tile, in scene coordinates."""
+    """One object of one tile, but for its runs."""
 
     tile: int
-    runs: NDArray[np.int32]
     label: int
     score: float
     area: int
@@ -37,18 +36,13 @@ class Link(NamedTuple):
     second: int
 
 
-class KeyedTie(NamedTuple):
-    """Fragments (keys) of two tiles that their strip cannot tell apart; iou (n, m), 0 where refused."""
-
-    first: tuple[int, ...]
-    second: tuple[int, ...]
-    iou: NDArray[np.float64]
+Runs = Mapping[int, NDArray[np.int32]]
 
 
 def components(
-    fragments: Mapping[int, Fragment], links: Sequence[Link], ties: Sequence[KeyedTie]
+    fragments: Mapping[int, Fragment], runs: Runs, links: Sequence[Link], ties: Sequence[Tie]
 ) -> tuple[list[list[int]], int]:
-    """Partition the fragments of a cluster into objects.
+    """Partition the fragments of a cluster, given with their runs in scene coordinates, into objects.
 
     Returns the objects (sorted keys each) and how many links stayed ambiguous: refused because they would
     have put two fragments of one tile into one object, or decided although the masks do not say how.
@@ -62,7 +56,7 @@ def components(
         refused += not joined.unite(link.first, link.second)
     joined.moved.clear()
     if ties:
-        refused += _settle(fragments, joined, sorted(ties, key=lambda one: (one.first, one.second)))
+        refused += _settle(fragments, runs, joined, sorted(ties, key=lambda one: (one.first, one.second)))
     return joined.groups(), refused
 
 
@@ -105,7 +99,7 @@ class _Joined:
         return list(found.values())
 
 
-def _settle(fragments: Mapping[int, Fragment], joined: _Joined, ties: list[KeyedTie]) -> int:
+def _settle(fragments: Mapping[int, Fragment], runs: Runs, joined: _Joined, ties: list[Tie]) -> int:
     """Decide the ties: first what other links already force, then nested ones, then the rest; count the
     guesses.
 
@@ -113,7 +107,7 @@ def _settle(fragments: Mapping[int, Fragment], joined: _Joined, ties: list[Keyed
     can force something only in ties of the tiles that its smaller side brought in, so each tie is looked at
     a few times.
     """
-    sides = _Sides(fragments)
+    sides = _Sides(fragments, runs)
     ties_of: dict[int, list[int]] = {}
     for number, tie in enumerate(ties):
         for key in (tie.first[0], tie.second[0]):
@@ -128,7 +122,7 @@ def _settle(fragments: Mapping[int, Fragment], joined: _Joined, ties: list[Keyed
     return ambiguous
 
 
-def _follow(joined: _Joined, ties: list[KeyedTie], ties_of: Mapping[int, list[int]], queue: list[int]) -> None:
+def _follow(joined: _Joined, ties: list[Tie], ties_of: Mapping[int, list[int]], queue: list[int]) -> None:
     """Unite whatever has one partner left in the ties of `queue` and of the tiles that moved, until nothing
     does.
     """
@@ -140,7 +134,7 @@ def _follow(joined: _Joined, ties: list[KeyedTie], ties_of: Mapping[int, list[in
         _forced(joined, ties[queue.pop(0)])
 
 
-def _remaining(joined: _Joined, tie: KeyedTie) -> tuple[list[int], list[int]]:
+def _remaining(joined: _Joined, tie: Tie) -> tuple[list[int], list[int]]:
     """Positions of both sides that are not in one object with a fragment of the other side yet."""
     first = [joined.find(key) for key in tie.first]
     second = [joined.find(key) for key in tie.second]
@@ -151,7 +145,7 @@ def _remaining(joined: _Joined, tie: KeyedTie) -> tuple[list[int], list[int]]:
     )
 
 
-def _forced(joined: _Joined, tie: KeyedTie) -> None:
+def _forced(joined: _Joined, tie: Tie) -> None:
     """Unite what has only one partner left, where both sides have as many fragments left."""
     rows, columns = _remaining(joined, tie)
     while rows and len(rows) == len(columns):
@@ -170,7 +164,7 @@ def _forced(joined: _Joined, tie: KeyedTie) -> None:
         rows, columns = _remaining(joined, tie)
 
 
-def _decide(joined: _Joined, tie: KeyedTie, sides: _Sides) -> int:
+def _decide(joined: _Joined, tie: Tie, sides: _Sides) -> int:
     """Pair the rest of a tie by evidence, then equal scores, nesting rank, nearest score.
 
     Returns how many of the links are a guess (two partially overlapping objects look nested in either tile)
@@ -207,13 +201,14 @@ def _decide(joined: _Joined, tie: KeyedTie, sides: _Sides) -> int:
 class _Side:
     """Areas, scores and nesting of the fragments of one tile in a tie."""
 
-    def __init__(self, fragments: Mapping[int, Fragment], keys: Sequence[int]) -> None:
+    def __init__(self, fragments: Mapping[int, Fragment], runs: Runs, keys: Sequence[int]) -> None:
         some = [fragments[key] for key in keys]
-        top = np.max([one.runs.max(axis=0) for one in some], axis=0)
+        mine = [runs[key] for key in keys]
+        top = np.max([one.max(axis=0) for one in mine], axis=0)
         masks = MaskSet(
             (*(top[:-2] + 1).tolist(), int(top[-1])),
-            np.concatenate([one.runs for one in some]),
-            np.cumsum([0, *(len(one.runs) for one in some)]),
+            np.concatenate(mine),
+            np.cumsum([0, *(len(one) for one in mine)]),
             np.zeros(len(some), np.int64),
         )
         self.areas = masks.areas
@@ -255,10 +250,10 @@ class _Side:
 class _Sides(dict[tuple[int, ...], _Side]):
     """The sides of ties, made when first asked for: a tile has the same ones in several strips."""
 
-    def __init__(self, fragments: Mapping[int, Fragment]) -> None:
+    def __init__(self, fragments: Mapping[int, Fragment], runs: Runs) -> None:
         super().__init__()
-        self.fragments = fragments
+        self.fragments, self.runs = fragments, runs
 
     def __missing__(self, keys: tuple[int, ...]) -> _Side:
-        self[keys] = side = _Side(self.fragments, keys)
+        self[keys] = side = _Side(self.fragments, self.runs, keys)
         return side

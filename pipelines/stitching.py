@@ -22,7 +22,8 @@ The law, in the order in which it is applied:
 True limits. No mask can say which is which when two partially overlapping objects of one class coincide in a
 whole strip, and no other strip tells them apart: both may look nested in either tile. Their number survives, and
 every such guess is counted in `ambiguous_links`, as is every refused link. An object of two parts that no tile
-sees together comes back as two objects. All fragments of an open object are kept in memory until it closes.
+sees together comes back as two objects. The runs of an open object wait in memory, beyond a limit in a temporary
+file (`pipelines.spool`); when it closes, it must fit.
 
 numpy and scipy only; pictures and volumes alike (overlapping slabs: give the grid three axes).
 """
@@ -30,16 +31,16 @@ numpy and scipy only; pictures and volumes alike (overlapping slabs: give the gr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maskformer import runs as rle
 from maskformer.masks import MaskSet
-from pipelines.evidence import compare
-from pipelines.grid import Grid, Tile, shared_window
-from pipelines.linking import Fragment, KeyedTie, Link, components
+from pipelines.evidence import Tie, View, compare, views
+from pipelines.grid import Grid, Meetings, Tile
+from pipelines.linking import Fragment, Link, components
+from pipelines.spool import MEMORY, Spool
 
 LOCAL_BITS = 32  # a fragment's key is its tile's number, then its place in the tile's canonical order
 
@@ -52,28 +53,34 @@ def stitch(grid: Grid, parts: Iterable[tuple[Tile, MaskSet]], link: float = 0.3)
     return MaskSet.concatenate(closed).canonical()
 
 
-@dataclass
 class _Cluster:
     """Fragments that some link or tie connects, and how many open strips they touch."""
 
-    keys: list[int]
-    open: int
-    links: list[Link] = field(default_factory=list)
-    ties: list[KeyedTie] = field(default_factory=list)
+    __slots__ = ("keys", "links", "open", "ties")
+
+    def __init__(self, key: int, open_strips: int) -> None:
+        self.keys = [key]
+        self.open = open_strips
+        self.links: list[Link] = []
+        self.ties: list[Tie] = []
 
 
 class Stitcher:
-    """Takes tiles in any order and gives objects back as soon as no missing tile can change them."""
+    """Takes tiles in any order and gives objects back as soon as no missing tile can change them.
 
-    def __init__(self, grid: Grid, link: float = 0.3) -> None:
+    `memory` bounds the bytes of runs of open objects in memory; the oldest beyond it wait in a temporary file.
+    """
+
+    def __init__(self, grid: Grid, link: float = 0.3, memory: int = MEMORY) -> None:
         if not 0 < link <= 1:
             raise ValueError(f"expected a link threshold in (0, 1], got {link}")
         self.grid = grid
         self.link = link
         self._ambiguous = 0
         self._delivered: set[int] = set()
-        self._views: dict[tuple[int, int], tuple[MaskSet, NDArray[np.int64]]] = {}
+        self._views: dict[tuple[int, int], View] = {}
         self._fragments: dict[int, Fragment] = {}
+        self._runs = Spool(len(grid.shape) + 1, memory)
         self._home: dict[int, _Cluster] = {}
         self._finished = False
 
@@ -86,6 +93,11 @@ class Stitcher:
     def open_fragments(self) -> int:
         """Fragments held back because a missing tile may still change their object."""
         return len(self._fragments)
+
+    @property
+    def spilled(self) -> int:
+        """Bytes in the temporary file."""
+        return self._runs.on_disk
 
     def add(self, tile: Tile, masks: MaskSet) -> MaskSet:
         """Add the objects of one tile (tile coordinates, perhaps none); returns the objects this closed.
@@ -103,30 +115,16 @@ class Stitcher:
         self._delivered.add(number)
         if not masks.areas.all():
             masks = masks[masks.areas > 0]
+        strips = self.grid.meetings(tile)
         scene = masks.canonical().place(self.grid.shape, tile.offset)
-        near = self._near_border(tile, scene.boxes)
-        border = scene[near]
-        touched = np.zeros(len(border), bool)
-        open_strips = np.zeros(len(border), np.int64)
-        meetings = []
+        touched = self._touched(tile, scene)
+        border = scene[touched]
         keys = (number << LOCAL_BITS) + np.arange(len(border))
-        neighbours = self.grid.neighbours(tile)
-        for other in neighbours:
-            other_number = self.grid.number(other)
-            view, positions = border.crop_indexed(shared_window(tile.window, other.window))
-            touched[positions] = True
-            if other_number in self._delivered:
-                meetings.append((other_number, view, keys[positions]))
-            else:
-                open_strips[positions] += 1
-                self._views[number, other_number] = (view, keys[positions])
-        self._keep(number, border, touched, keys, open_strips, self._seen_whole(tile, neighbours, border.boxes))
-        reached = keys[touched].tolist()
-        for other_number, view, own in meetings:
-            reached += self._meet(number, view, own, other_number)
-        inner = np.ones(len(scene), bool)
-        inner[near[touched]] = False
-        return self._close(reached, scene[inner])
+        shown = views(border, keys, strips)
+        self._keep(number, border, keys, strips)
+        reached = keys.tolist()
+        reached += self._meet(number, strips.numbers.tolist(), shown)
+        return self._close(reached, scene[~touched])
 
     def finish(self) -> MaskSet:
         """The objects that are still open (tiles never added count as empty); ends the stitching."""
@@ -134,78 +132,84 @@ class Stitcher:
         self._views.clear()
         for cluster in self._home.values():
             cluster.open = 0
-        return self._close(sorted(self._fragments), MaskSet.empty(self.grid.shape))
+        last = self._close(sorted(self._fragments), MaskSet.empty(self.grid.shape))
+        self._runs.close()
+        return last
 
     # ------------------------------------------------------------------ one tile
 
-    def _near_border(self, tile: Tile, boxes: NDArray) -> NDArray[np.int64]:
-        """Positions of the fragments whose box leaves the part of the tile that no other tile sees."""
-        ndim = len(self.grid.shape)
-        inside = np.ones(len(boxes), bool)
+    def _touched(self, tile: Tile, scene: MaskSet) -> NDArray[np.bool_]:
+        """(N,) whether a fragment has pixels outside the part of the tile that no other tile sees."""
+        axes = len(self.grid.shape)
+        low, high = [], []
         for axis, position in enumerate(tile.index):
             starts, size = self.grid.starts[axis], tile.shape[axis]
-            low = starts[position - 1] + size if position else 0
-            high = starts[position + 1] if position + 1 < len(starts) else self.grid.shape[axis]
-            inside &= (boxes[:, axis] >= low) & (boxes[:, ndim + axis] <= high)
-        return np.flatnonzero(~inside)
+            low.append(starts[position - 1] + size if position else 0)
+            high.append(starts[position + 1] if position + 1 < len(starts) else self.grid.shape[axis])
+        boxes = scene.boxes
+        out = (boxes[:, :axes] < low) | (boxes[:, axes:] > high)
+        return out.any(axis=1)
 
-    def _seen_whole(self, tile: Tile, neighbours: Sequence[Tile], boxes: NDArray) -> dict[int, tuple[int, ...]]:
+    def _keep(self, number: int, border: MaskSet, keys: NDArray[np.int64], strips: Meetings) -> None:
+        """Remember the fragments that touch a strip."""
+        seen_whole = self._seen_whole(number, border.boxes, strips)
+        offsets, runs = border.offsets.tolist(), border.runs
+        rows = zip(keys.tolist(), border.labels.tolist(), border.scores.tolist(), border.areas.tolist())
+        for n, (key, label, score, area) in enumerate(rows):
+            # a copy: a view would keep the whole tile alive
+            self._runs.put(key, runs[offsets[n] : offsets[n + 1]].copy())
+            self._fragments[key] = Fragment(number, label, score, area, seen_whole.get(n, ()))
+            self._home[key] = _Cluster(key, 0)
+
+    def _seen_whole(self, number: int, boxes: NDArray, strips: Meetings) -> dict[int, tuple[int, ...]]:
         """For fragments cut by this tile's inner border: the neighbours that see all of them, uncut."""
-        cut = np.flatnonzero(~self._free(tile, boxes))
+        axes, shape = len(self.grid.shape), np.array(self.grid.shape)
+
+        def free(low: NDArray, high: NDArray) -> NDArray[np.bool_]:
+            """Whether boxes lie in tiles and touch no border of them that is not the scene's."""
+            inner_low, inner_high = low + (low > 0), high - (high < shape)
+            return ((boxes[:, None, :axes] >= inner_low) & (boxes[:, None, axes:] <= inner_high)).all(axis=2)
+
+        mine = self.grid.tiles[number]
+        low = np.array([mine.offset])
+        cut = ~free(low, low + mine.shape)
+        fragment, neighbour = np.nonzero(cut & free(strips.tile_low, strips.tile_high))
         seen: dict[int, tuple[int, ...]] = {}
-        if len(cut):
-            for other in neighbours:
-                for position in cut[self._free(other, boxes[cut])].tolist():
-                    seen[position] = (*seen.get(position, ()), self.grid.number(other))
+        for n, other in zip(fragment.tolist(), strips.numbers[neighbour].tolist()):
+            seen[n] = (*seen.get(n, ()), other)
         return seen
 
-    def _free(self, tile: Tile, boxes: NDArray) -> NDArray[np.bool_]:
-        """Whether boxes lie in the tile and do not touch a border of it that is not the scene's."""
-        ndim = len(self.grid.shape)
-        low = np.array([part.start + (part.start > 0) for part in tile.window])
-        high = np.array([part.stop - (part.stop < n) for part, n in zip(tile.window, self.grid.shape)])
-        return np.logical_and((boxes[:, :ndim] >= low).all(axis=1), (boxes[:, ndim:] <= high).all(axis=1))
+    def _meet(self, number: int, others: Sequence[int], shown: Sequence[View]) -> list[int]:
+        """Take the evidence of the strips with tiles that came before, and keep the views of the others.
 
-    def _keep(
-        self,
-        number: int,
-        border: MaskSet,
-        touched: NDArray[np.bool_],
-        keys: NDArray[np.int64],
-        open_strips: NDArray[np.int64],
-        seen_whole: dict[int, tuple[int, ...]],
-    ) -> None:
-        """Remember the fragments that touch a strip."""
-        offsets, labels = border.offsets.tolist(), border.labels.tolist()
-        scores, areas, opened = border.scores.tolist(), border.areas.tolist(), open_strips.tolist()
-        for n in np.flatnonzero(touched).tolist():
-            key = int(keys[n])
-            runs = border.runs[offsets[n] : offsets[n + 1]].copy()  # a view would keep the whole tile alive
-            self._fragments[key] = Fragment(number, runs, labels[n], scores[n], areas[n], seen_whole.get(n, ()))
-            self._home[key] = _Cluster([key], opened[n])
-
-    def _meet(self, number: int, view: MaskSet, keys: NDArray, other_number: int) -> list[int]:
-        """Take the evidence of the strip with a tile that came before.
-
-        Returns that tile's fragments in it.
+        Returns those tiles' fragments in the strips.
         """
-        theirs, their_keys = self._views.pop((other_number, number))
-        for key in their_keys.tolist():
-            self._home[key].open -= 1
-        if number < other_number:
-            found, a, b = compare(view, theirs, self.link), keys, their_keys
-        else:
-            found, a, b = compare(theirs, view, self.link), their_keys, keys
+        first, second = [], []
+        reached: list[int] = []
+        home = self._home
+        for other, view in zip(others, shown):
+            if other not in self._delivered:
+                self._views[number, other] = view
+                for key in view.keys.tolist():
+                    home[key].open += 1
+                continue
+            theirs = self._views.pop((other, number))
+            waiting = theirs.keys.tolist()
+            for key in waiting:
+                home[key].open -= 1
+            reached += waiting
+            first.append(view if number < other else theirs)
+            second.append(theirs if number < other else view)
+        found = compare(self.grid.shape, first, second, self.link)
         for one, other, certainty, shared in zip(
-            a[found.first].tolist(), b[found.second].tolist(), found.certainty.tolist(), found.shared.tolist()
+            found.first.tolist(), found.second.tolist(), found.certainty.tolist(), found.shared.tolist()
         ):
             self._join(one, other).links.append(Link(certainty, shared, one, other))
         for tie in found.ties:
-            first, second = tuple(a[tie.first].tolist()), tuple(b[tie.second].tolist())
-            for key in (*first, *second):
-                cluster = self._join(first[0], key)
-            cluster.ties.append(KeyedTie(first, second, tie.iou))
-        return their_keys.tolist()
+            for key in (*tie.first, *tie.second):
+                cluster = self._join(tie.first[0], key)
+            cluster.ties.append(tie)
+        return reached
 
     def _join(self, one: int, other: int) -> _Cluster:
         """Put two fragments into one cluster."""
@@ -230,45 +234,57 @@ class Stitcher:
         Canonical order.
         """
         members: list[Fragment] = []
+        runs_of: list[NDArray[np.int32]] = []
         owners: list[int] = []
         count = 0
+        home = self._home
         for key in reached:
-            cluster = self._home.get(key)
+            cluster = home.get(key)
             if cluster is None or cluster.open:
                 continue
-            fragments = {one: self._fragments.pop(one) for one in cluster.keys}
+            fragments, runs = {}, {}
             for one in cluster.keys:
-                del self._home[one]
-            objects, ambiguous = components(fragments, cluster.links, cluster.ties)
+                del home[one]
+                fragments[one], runs[one] = self._fragments.pop(one), self._runs.take(one)
+            objects, ambiguous = components(fragments, runs, cluster.links, cluster.ties)
             self._ambiguous += ambiguous
             for found in objects:
                 parts = [fragments[one] for one in found]
                 if not self._subordinate(parts):
                     members += parts
+                    runs_of += [runs[one] for one in found]
                     owners += [count] * len(parts)
                     count += 1
-        closed = unite(self.grid, members, np.array(owners, np.int64), count)
+        closed = unite(self.grid, members, runs_of, np.array(owners, np.int64), count)
         return MaskSet.concatenate([whole, closed]).canonical()
 
     def _subordinate(self, found: Sequence[Fragment]) -> bool:
         """Whether an object consists of cut fragments only, each seen whole by a tile which has no part in
         it.
         """
+        if any(not one.seen_whole_by for one in found):
+            return False
         own = {one.tile for one in found}
         return all(any(n in self._delivered and n not in own for n in one.seen_whole_by) for one in found)
 
 
-def unite(grid: Grid, fragments: Sequence[Fragment], owners: NDArray[np.int64], count: int) -> MaskSet:
-    """One mask for each of `count` objects from its fragments (sorted by tile), `owners` (F,) telling whose
-    each is.
+def unite(
+    grid: Grid,
+    fragments: Sequence[Fragment],
+    runs_of: Sequence[NDArray[np.int32]],
+    owners: NDArray[np.int64],
+    count: int,
+) -> MaskSet:
+    """One mask for each of `count` objects from its fragments (sorted by tile) and their runs, `owners` (F,) telling
+    whose each is.
 
     A pixel is decided by the tile whose centre is nearest, if the object has a fragment there, else by the
     fragments it has; score is the area-weighted mean, summed in tile order.
     """
     if not fragments:
         return MaskSet.empty(grid.shape)
-    runs = np.concatenate([one.runs for one in fragments])
-    piece_of = np.repeat(np.arange(len(fragments)), [len(one.runs) for one in fragments])
+    runs = np.concatenate(runs_of)
+    piece_of = np.repeat(np.arange(len(fragments)), [len(one) for one in runs_of])
     tiles = np.array([one.tile for one in fragments], np.int64)
     labels = np.zeros(count, np.int64)
     labels[owners] = [one.label for one in fragments]

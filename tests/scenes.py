@@ -6,6 +6,7 @@ Every family is a function `(rng, size) -> MaskSet` on a square canvas of `size`
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -203,9 +204,23 @@ def cut(truth: MaskSet, grid: Grid, rng: Rng | None = None, dense: bool = True) 
         if rng is not None:
             seen = seen[rng.permutation(len(seen))]
         if dense:
-            seen = MaskSet.from_dense(seen.to_dense(), seen.labels, seen.scores)
+            seen = rebuilt(seen)
         parts.append((tile, seen))
     return parts
+
+
+def rebuilt(seen: MaskSet, most: int = 1 << 26) -> MaskSet:
+    """The same set made from boolean arrays of at most `most` pixels at once: 3000 objects on 1024² pixels are 3 GB."""
+    few = len(seen) * math.prod(seen.shape) <= most
+    if few:
+        return MaskSet.from_dense(seen.to_dense(), seen.labels, seen.scores)
+    parts = []
+    for one in (seen[n : n + 1] for n in range(len(seen))):  # each on its own box
+        low, high = one.boxes[0].reshape(2, -1)
+        small = one.crop([slice(a, b) for a, b in zip(low, high)])
+        dense = MaskSet.from_dense(small.to_dense(), one.labels, one.scores)
+        parts.append(dense.place(seen.shape, low.tolist()))
+    return MaskSet.concatenate(parts)
 
 
 def shuffled(rng: Rng, parts: Iterable[tuple[Tile, MaskSet]]) -> list[tuple[Tile, MaskSet]]:
