@@ -1,8 +1,8 @@
 """100 queries to 2048 × 2048, panoptic and instances, beside transformers' Mask2Former processor. Ten minutes.
 
-Same logits for both: noisy discs, 5, 20 or 100 of them kept, the rest sure of "nothing"; masks of 128 × 128 (an input of
-512 pixels) and 512 × 512 (one of 2048). Theirs ends in a map (which loses overlaps of instances, but is its quicker form),
-ours in run lengths. Peak memory: how much one run adds to the largest resident size of a fresh process.
+Same logits for both: noisy discs, 5, 20 or 100 of them kept, the rest sure of "nothing"; masks of 128 × 128 (an input
+of 512 pixels) and 512 × 512 (one of 2048). Theirs ends in a map (which loses overlaps of instances, but is its quicker
+form), ours in run lengths. Peak memory: how much one run adds to the largest resident size of a fresh process.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from maskformer.config import ModelConfig
 from maskformer.prediction import DensePrediction
 
 MULTIPLE = 32  # of the sides of a picture of any size: the coarsest map's stride
-LARGEST = 256 * MULTIPLE  # pixels a side that a graph of any size is made for
+SMALLEST = 2 * MULTIPLE  # with one coarsest cell, graphs are simplified in ways that hold for it alone
+LARGEST = 256 * MULTIPLE  # of a graph of any size
 
 
 def takes_any_size(config: ModelConfig) -> bool:
@@ -31,8 +32,8 @@ def takes_any_size(config: ModelConfig) -> bool:
 def to_program(model: nn.Module, size: tuple[int, int], dynamic: bool = True) -> ExportedProgram:
     """The forward as a torch.export program: inference only, one picture a time, in float32 on the model's device.
 
-    size (height, width) of a picture, multiples of 32. `dynamic`: the program takes every other such size up to 8192
-    as well. ValueError where the model cannot, or the size is none of these. The model is left as it was.
+    size (height, width) of a picture, multiples of 32 from 64 to 8192. `dynamic`: the program takes every other such
+    size as well. ValueError where the model cannot, or the size is none of these. The model is left as it was.
     """
     config = _checked(model, size, dynamic)
     training = model.training
@@ -90,8 +91,8 @@ class _Outputs(nn.Module):
 def _checked(model: nn.Module, size: tuple[int, int], dynamic: bool) -> ModelConfig:
     config = model.config
     assert isinstance(config, ModelConfig)
-    if any(side < MULTIPLE or side > LARGEST or side % MULTIPLE for side in size):
-        raise ValueError(f"size: {size}, expected multiples of {MULTIPLE} up to {LARGEST}")
+    if any(side < SMALLEST or side > LARGEST or side % MULTIPLE for side in size):
+        raise ValueError(f"size: {size}, expected multiples of {MULTIPLE} from {SMALLEST} to {LARGEST}")
     if dynamic and not takes_any_size(config):
         raise ValueError(f"{config.backbone} belongs to one size: export it with dynamic=False, one file a size")
     return config
@@ -104,5 +105,6 @@ def _picture(model: nn.Module, config: ModelConfig, size: tuple[int, int]) -> Te
 def _dynamic_shapes(dynamic: bool) -> Any:
     if not dynamic:
         return None
-    most = LARGEST // MULTIPLE
-    return ({2: MULTIPLE * Dim("rows", min=1, max=most), 3: MULTIPLE * Dim("columns", min=1, max=most)},)
+    least, most = SMALLEST // MULTIPLE, LARGEST // MULTIPLE
+    sides = {axis: MULTIPLE * Dim(name, min=least, max=most) for axis, name in ((2, "rows"), (3, "columns"))}
+    return (sides,)

@@ -62,6 +62,15 @@ class MaskFormer(nn.Module):
         """
         return self.query_decoder(self.pixel_decoder(self.backbone(x)))
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them, in every part that can: less memory.
+
+        Losses and gradients stay the same. ValueError where the backbone, which keeps most of them, cannot.
+        """
+        for part in (self.backbone, self.pixel_decoder, self.query_decoder):
+            if part is self.backbone or hasattr(part, "set_grad_checkpointing"):
+                part.set_grad_checkpointing(enable)
+
 
 def _class(place: str) -> Any:
     module, name = place.split(":")

@@ -1,0 +1,114 @@
+"""The ways a model is run: checkpointed, channels last, under autocast, on several processes. All families."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from maskformer.losses import build_criterion
+from maskformer.targets import Target
+from tests.maskformer.families import FAMILIES, SIDE, build, pictures
+
+QUICK = ["maskformer-swin", "mask2former-swin", "eomt", "maskformer-resnet-panoptic"]
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+CHECKPOINTED = [
+    name if name in QUICK[:3] else pytest.param(name, marks=pytest.mark.slow)
+    for name in FAMILIES
+    if name not in ("pem-stdc", "unet")
+]
+
+
+def targets() -> list[Target]:
+    """Two objects in the first picture, none in the second."""
+    valid = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    masks = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+    masks[0, 5:40, 8:30], masks[1, 20:60, 25:60] = True, True
+    return [Target.from_masks(torch.tensor([0, 2]), masks, valid), Target.from_masks(*_nothing(), valid)]
+
+
+def _nothing() -> tuple[Tensor, Tensor]:
+    return torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIDE, SIDE, dtype=torch.bool)
+
+
+def step(model: nn.Module, images: Tensor, wanted: list[Target]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients of one training step; the loss' random points are the same every time."""
+    model.zero_grad()
+    torch.manual_seed(3)
+    loss = build_criterion(model.config)(model(images), wanted)["total"]
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", CHECKPOINTED)
+def test_checkpointing_changes_no_gradient(family: str) -> None:
+    model = build(family).train()
+    loss, gradients = step(model, pictures(2), targets())
+    model.set_grad_checkpointing()
+    again, recomputed = step(model, pictures(2), targets())
+    torch.testing.assert_close(again, loss)
+    assert recomputed.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("family", EVERY)
+@torch.no_grad()
+def test_layout_and_precision_change_little(family: str) -> None:
+    """channels_last to 1e-5 of the largest logit; bfloat16 to a tenth of the logits' spread; float16 finite."""
+    model, image = build(family), pictures(2)
+    wanted = model(image)[:2]
+    for got, eager in zip(model(image.to(memory_format=torch.channels_last))[:2], wanted, strict=True):
+        assert (got - eager).abs().max() < 1e-5 * eager.abs().max().clamp(min=1)
+    turned = build(family).to(memory_format=torch.channels_last)
+    for got, eager in zip(turned(image.to(memory_format=torch.channels_last))[:2], wanted, strict=True):
+        assert (got - eager).abs().max() < 1e-5 * eager.abs().max().clamp(min=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, eager in zip(model(image)[:2], wanted, strict=True):
+            assert (got.float() - eager).abs().mean() < 0.1 * eager.std()
+    with torch.autocast("cpu", torch.float16):
+        assert all(torch.isfinite(got).all() for got in model(image)[:2])
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        model = build("maskformer-swin", class_weight=0.0).train()
+        parallel: Any = nn.parallel.DistributedDataParallel(model)
+        torch.manual_seed(3)
+        loss = build_criterion(model.config)(parallel(pictures(2)[rank : rank + 1]), targets()[rank : rank + 1])
+        loss["total"].backward()
+        if rank == 0:
+            torch.save({name: p.grad for name, p in model.named_parameters()}, Path(folder) / "gradients.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    """One picture each, one of them without any object: masks weigh by the objects of both, as in the joint batch.
+
+    The class loss is left out: as published, it is a weighted mean over the pictures of each process.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, args=(port, str(tmp_path)), nprocs=2)
+    together = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    _, alone = step(build("maskformer-swin", class_weight=0.0).train(), pictures(2), targets())
+    largest = max(float(gradient.abs().max()) for gradient in alone.values())
+    assert together.keys() == alone.keys()
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)
