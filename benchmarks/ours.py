@@ -12,6 +12,7 @@ from maskformer.config import ModelConfig
 from maskformer.losses import build_criterion
 from maskformer.masks import MaskSet
 from maskformer.model import MaskFormer
+from maskformer.precision import prepare
 from maskformer.targets import Target
 
 
@@ -28,7 +29,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 def forward(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Pixels (B, 3, H, W) → class logits and mask logits, as `pipelines.predictor` runs a model at `dtype`."""
-    model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = prepare(model.to(memory_format=torch.channels_last).eval(), dtype)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def run(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,14 +38,6 @@ def forward(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], tuple[Te
         return prediction.class_logits, prediction.mask_logits
 
     return run
-
-
-def cast_once(model: nn.Module) -> nn.Module:
-    """Weights of linear layers and convolutions in bfloat16 for good, so that autocast need not cast them each time."""
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            module.to(torch.bfloat16)
-    return model
 
 
 def training_step(

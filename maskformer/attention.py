@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from maskformer.fast_linear import fast_affine, fast_linear
 
 
 class Attention(nn.Module):
@@ -26,14 +27,14 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """query (B, Q, d), key and value (B, N, d) → (B, Q, d). mask: bool (B, 1, Q, N), true where one may look."""
-        q_weight, k_weight, v_weight = self.in_proj.weight.chunk(3)
-        q_bias, k_bias, v_bias = self.in_proj.bias.chunk(3)
-        q = self._split(F.linear(query, q_weight, q_bias))
-        k = self._split(F.linear(key, k_weight, k_bias))
-        v = self._split(F.linear(value, v_weight, v_bias))
+        weights, biases = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
+        q, k, v = (
+            self._split(fast_affine(weight, bias, x))
+            for weight, bias, x in zip(weights, biases, (query, key, value), strict=True)
+        )
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return fast_linear(self.out_proj, mixed.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:  # (B, N, d) -> (B, heads, N, d/heads)
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -51,7 +52,7 @@ class FeedForward(nn.Module):
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(torch.relu(self.linear1(x))))
+        return fast_linear(self.linear2, self.dropout(fast_linear(self.linear1, x, "relu")))
 
 
 class EncoderLayer(nn.Module):

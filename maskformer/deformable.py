@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from maskformer.config import ModelConfig
 from maskformer.deformable_attention import DeformableAttention
 from maskformer.deformable_sampling import Sizes
+from maskformer.fast_linear import fast_linear
 from maskformer.pixel_decoders import PixelFeatures, biased_conv, conv_norm
 from maskformer.position import sine_position
 
@@ -39,8 +40,8 @@ class DeformableEncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, sizes: Sizes) -> Tensor:
         """x (B, N, d) and position (1, N, d): tokens of the levels of these sizes, one level after another."""
         x = self.norm1(x + self.dropout(self.self_attn(x + position, x, sizes)))
-        hidden = self.dropout(torch.relu(self.linear1(x)))
-        return self.norm2(x + self.dropout(self.linear2(hidden)))
+        hidden = self.dropout(fast_linear(self.linear1, x, "relu"))
+        return self.norm2(x + self.dropout(fast_linear(self.linear2, hidden)))
 
 
 class DeformablePixelDecoder(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maskformer.attention import DecoderLayer
 from maskformer.config import ModelConfig
+from maskformer.fast_linear import fast_linear
 from maskformer.pixel_decoders import PixelFeatures, biased_conv
 from maskformer.position import sine_position
 from maskformer.prediction import Prediction, predict_layers
@@ -28,8 +29,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            x = torch.relu(layer(x))
-        return self.layers[-1](x)
+            x = fast_linear(layer, x, "relu")
+        return fast_linear(self.layers[-1], x)
 
 
 class DETRDecoder(nn.Module):

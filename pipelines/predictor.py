@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adapters.base import DomainAdapter
 from maskformer import inference
 from maskformer.masks import MaskSet
+from maskformer.precision import prepare
 from pipelines.config import PredictOptions
 from pipelines.consensus import agree
 from pipelines.devices import PRECISIONS, choose_device, choose_precision
@@ -52,6 +53,7 @@ class Predictor:
         object.__setattr__(self, "dtype", choose_precision(self.options.precision, device))
         # One memory layout for every caller: sums in another order would move the last digits of a score.
         self.model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        object.__setattr__(self, "model", prepare(self.model, self.dtype))  # the bundle's own stays float32
 
     def __call__(self, arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[TileResult]:
         """Predict tiles of one shape: `(array (C, h, w), valid (h, w) bool)` each."""
