@@ -67,8 +67,10 @@ class MaskFormer(nn.Module):
 
         Losses and gradients stay the same. ValueError where the backbone, which keeps most of them, cannot.
         """
+        if not hasattr(self.backbone, "set_grad_checkpointing"):
+            raise ValueError(f"gradient checkpointing: {type(self.backbone).__name__} has none")
         for part in (self.backbone, self.pixel_decoder, self.query_decoder):
-            if part is self.backbone or hasattr(part, "set_grad_checkpointing"):
+            if hasattr(part, "set_grad_checkpointing"):
                 part.set_grad_checkpointing(enable)
 
 
