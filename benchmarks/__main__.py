@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-PARTS = ("measure", "ours", "record", "theirs")  # what benchmarks are made of
+PARTS = ("measure", "ours", "record", "stitching_rivals", "stitching_scene", "theirs")  # what benchmarks are made of
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in PARTS)
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from maskformer.masks import MaskSet
 from pipelines.grid import Meetings
 
 EQUAL = 1e-9  # IoUs closer than this are equal evidence; IoUs of different counts below 2**29 pixels differ by more
+CONTAINED = 0.5  # of the smaller of two fragments that nothing else claims, from which on they are linked late
 MANY_PAIRS = 500_000  # of runs, 0.1 s: from here on it is worth asking strip by strip whether pixels are cheaper
 
 
@@ -109,12 +110,26 @@ def compare(shape: tuple[int, ...], first: Sequence[View], second: Sequence[View
     one, strip = _together([a for a, _ in filled])
     other, _ = _together([b for _, b in filled])
     i, j, shared = _shared_pixels(shape, filled, one, other, strip)
+    smaller = np.minimum(one.areas[i], other.areas[j])
     iou = shared / (one.areas[i] + other.areas[j] - shared)
     strong = iou >= threshold
-    i, j, shared, iou = i[strong], j[strong], shared[strong], iou[strong]
+    links, ties, taken = _match(one, other, strip, i[strong], j[strong], shared[strong], iou[strong])
+    free = ~(taken[0][i] | taken[1][j]) & (shared >= CONTAINED * smaller)
+    if free.any():  # never so for exact fragments, all of which have found each other by now
+        late, _, _ = _match(one, other, strip, i[free], j[free], shared[free], iou[free])
+        links += [(first, second, certainty - 1, pixels) for first, second, certainty, pixels in late]
+    return Evidence(*(np.concatenate(part) for part in zip(*links)), ties)
+
+
+def _match(
+    one: View, other: View, strip: NDArray, i: NDArray, j: NDArray, shared: NDArray, iou: NDArray
+) -> tuple[list[tuple[NDArray, NDArray, NDArray, NDArray]], list[Tie], tuple[NDArray, NDArray]]:
+    """Links and ties among some pairs, one to one in a strip, and which fragments of both sides are in one."""
     alone = (np.bincount(i, minlength=1)[i] == 1) & (np.bincount(j, minlength=1)[j] == 1)
     links = [(one.keys[i[alone]], other.keys[j[alone]], iou[alone], shared[alone])]
     ties: list[Tie] = []
+    taken = np.zeros(len(one.keys), bool), np.zeros(len(other.keys), bool)
+    taken[0][i[alone]] = taken[1][j[alone]] = True
     if not alone.all():
         i, j, shared, iou = i[~alone], j[~alone], shared[~alone], iou[~alone]
         borders = np.flatnonzero(np.diff(strip[i], prepend=-1, append=-1)).tolist()  # pairs are sorted by strip
@@ -122,11 +137,11 @@ def compare(shape: tuple[int, ...], first: Sequence[View], second: Sequence[View
             at, certainty, tied = _assign(i[a:b], j[a:b], iou[a:b])
             at += a
             links.append((one.keys[i[at]], other.keys[j[at]], certainty, shared[at]))
-            ties += [
-                Tie(tuple(one.keys[rows].tolist()), tuple(other.keys[columns].tolist()), table)
-                for rows, columns, table in tied
-            ]
-    return Evidence(*(np.concatenate(part) for part in zip(*links)), ties)
+            taken[0][i[at]] = taken[1][j[at]] = True
+            for rows, columns, table in tied:
+                ties.append(Tie(tuple(one.keys[rows].tolist()), tuple(other.keys[columns].tolist()), table))
+                taken[0][rows] = taken[1][columns] = True
+    return links, ties, taken
 
 
 def _together(several: Sequence[View]) -> tuple[View, NDArray[np.int64]]:

@@ -165,14 +165,16 @@ class Grid:
         reach = [self._meeting[axis][position] for axis, position in enumerate(tile.index)]
         index = np.array(list(itertools.product(*reach)), np.int64)
         index = index[(index != tile.index).any(axis=1)]
-        low = np.empty(index.shape, np.int64)
-        numbers = np.zeros(len(index), np.int64)
-        for axis, count in enumerate(self.counts):
-            low[:, axis] = self._starts[axis][index[:, axis]]
-            numbers = numbers * count + index[:, axis]
-        high = low + np.minimum(self.tile, self.shape)
+        numbers = np.ravel_multi_index(tuple(index.T), self.counts)
+        low, high = self.windows(numbers)
         mine_low = np.array(tile.offset)
         return Meetings(numbers, np.maximum(low, mine_low), np.minimum(high, mine_low + tile.shape), low, high)
+
+    def windows(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First pixels (N, axes) of tiles given by number, and the pixels behind their last."""
+        index = np.unravel_index(numbers, self.counts)
+        low = np.stack([starts[at] for starts, at in zip(self._starts, index, strict=True)], axis=1)
+        return low, low + np.minimum(self.tile, self.shape)
 
     def strips(self) -> Iterator[Strip]:
         """The intersections of all pairs of tiles whose windows meet, each pair once."""

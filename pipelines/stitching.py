@@ -163,17 +163,11 @@ class Stitcher:
 
     def _seen_whole(self, number: int, boxes: NDArray, strips: Meetings) -> dict[int, tuple[int, ...]]:
         """For fragments cut by this tile's inner border: the neighbours that see all of them, uncut."""
-        axes, shape = len(self.grid.shape), np.array(self.grid.shape)
-
-        def free(low: NDArray, high: NDArray) -> NDArray[np.bool_]:
-            """Whether boxes lie in tiles and touch no border of them that is not the scene's."""
-            inner_low, inner_high = low + (low > 0), high - (high < shape)
-            return ((boxes[:, None, :axes] >= inner_low) & (boxes[:, None, axes:] <= inner_high)).all(axis=2)
-
-        mine = self.grid.tiles[number]
-        low = np.array([mine.offset])
-        cut = ~free(low, low + mine.shape)
-        fragment, neighbour = np.nonzero(cut & free(strips.tile_low, strips.tile_high))
+        axes, shape = len(self.grid.shape), self.grid.shape
+        low, high = boxes[:, None, :axes], boxes[:, None, axes:]
+        cut = ~free(shape, low, high, *self.grid.windows(np.array([number]))).all(axis=2)
+        whole = free(shape, low, high, strips.tile_low, strips.tile_high).all(axis=2)
+        fragment, neighbour = np.nonzero(cut & whole)
         seen: dict[int, tuple[int, ...]] = {}
         for n, other in zip(fragment.tolist(), strips.numbers[neighbour].tolist()):
             seen[n] = (*seen.get(n, ()), other)
@@ -268,6 +262,14 @@ class Stitcher:
         return all(any(n in self._delivered and n not in own for n in one.seen_whole_by) for one in found)
 
 
+def free(
+    shape: tuple[int, ...], low: NDArray, high: NDArray, tile_low: NDArray, tile_high: NDArray
+) -> NDArray[np.bool_]:
+    """Axis by axis (the last axis): whether boxes lie in tiles and touch no border of them but the scene's."""
+    inner_low, inner_high = tile_low + (tile_low > 0), tile_high - (tile_high < np.array(shape))
+    return (low >= inner_low) & (high <= inner_high)
+
+
 def unite(
     grid: Grid,
     fragments: Sequence[Fragment],
@@ -278,8 +280,10 @@ def unite(
     """One mask for each of `count` objects from its fragments (sorted by tile) and their runs, `owners` (F,) telling
     whose each is.
 
-    A pixel is decided by the tile whose centre is nearest, if the object has a fragment there, else by the
-    fragments it has; score is the area-weighted mean, summed in tile order.
+    Where a tile saw all of an object, its fragment alone is the object: two noisy views cut together are worse than
+    either (by 0.01 of panoptic quality at 1.5 px of jitter). Else a pixel is decided by the tile whose centre is
+    nearest, if the object has a fragment there, else by the fragments it has. Score: the area-weighted mean, summed
+    in tile order.
     """
     if not fragments:
         return MaskSet.empty(grid.shape)
@@ -291,7 +295,10 @@ def unite(
     area = np.array([one.area for one in fragments], np.float64)
     score = np.array([one.score for one in fragments], np.float64)
     scores = np.bincount(owners, area * score, count) / np.bincount(owners, area, count)
-    shared = np.bincount(owners, minlength=count)[owners[piece_of]] > 1
+    several = np.bincount(owners, minlength=count)[owners] > 1
+    best, settled = _whole_views(grid, runs, runs_of, tiles, owners, several)
+    runs, piece_of = runs[(~settled | best)[piece_of]], piece_of[(~settled | best)[piece_of]]
+    shared = (several & ~settled)[piece_of]
     line_runs, line_piece = _owned(grid, runs[shared], piece_of[shared], tiles, owners, count)
     emptied = np.bincount(owners[line_piece], minlength=count)[owners[piece_of]] == 0
     plain = ~shared | (shared & emptied)  # nobody's centre claims it: the plain union keeps the object
@@ -299,6 +306,41 @@ def unite(
     all_owner = owners[np.concatenate([line_piece, piece_of[plain]])]
     start, stop = rle.to_flat(grid.shape, all_runs)
     return MaskSet.from_flat(grid.shape, all_owner, start, stop, labels, scores.astype(np.float32))
+
+
+def _whole_views(
+    grid: Grid,
+    runs: NDArray,
+    runs_of: Sequence[NDArray],
+    tiles: NDArray,
+    owners: NDArray,
+    several: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(F,) whether a fragment is the best view of its whole object, and whether its object has one.
+
+    A view of the whole is one in whose tile all the object's fragments lie, clear of its borders; the best is that
+    of the tile whose centre is nearest to the object's middle.
+    """
+    best = np.zeros(len(tiles), bool)
+    pieces = np.flatnonzero(several)
+    if not len(pieces):
+        return best, best
+    axes = len(grid.shape)
+    lengths = np.array([len(one) for one in runs_of])
+    boxes = rle.bounding_boxes(runs, np.concatenate([[0], np.cumsum(lengths)]))[pieces]
+    _, owner = np.unique(owners[pieces], return_inverse=True)
+    first = np.searchsorted(owner, np.arange(owner[-1] + 1))  # an object's fragments follow each other
+    low = np.minimum.reduceat(boxes[:, :axes], first)[owner]
+    high = np.maximum.reduceat(boxes[:, axes:], first)[owner]
+    tile_low, tile_high = grid.windows(tiles[pieces])
+    whole = free(grid.shape, low, high, tile_low, tile_high).all(axis=1)
+    away = (np.abs(tile_low + tile_high - low - high)).sum(axis=1).astype(np.float64)
+    away[~whole] = np.inf
+    order = np.lexsort((tiles[pieces], away, owner))
+    nearest = order[first]
+    nearest = nearest[whole[nearest]]
+    best[pieces[nearest]] = True
+    return best, np.isin(owners, owners[best])
 
 
 def _owned(
