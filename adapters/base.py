@@ -18,6 +18,7 @@ from adapters.channels import ChannelSet
 from adapters.classes import ClassSet
 from adapters.errors import InputError
 from adapters.overlap import OVERLAPS, Overlap, resolve
+from adapters.points import PointRule
 from adapters.reading import checked, one_of
 from maskformer.masks import MaskSet
 
@@ -48,7 +49,8 @@ class DomainAdapter:
     covers: the classes tile the plane: a pixel without an object is unlabelled, not background.
     tile, tile_overlap: grid defaults in pixels. resolution: ground metres a pixel; spacing: (slice, row,
         column) in mm; both None where the data's own is meant. context_slices: neighbours on each side fed
-        as channels.
+        as channels. points: how labels that are points become masks; an adapter with it counts, and evaluation adds
+        the scores of counting.
     """
 
     name: str
@@ -61,6 +63,7 @@ class DomainAdapter:
     resolution: float | None = None
     spacing: tuple[float, float, float] | None = None
     context_slices: int = 0
+    points: PointRule | None = None
 
     def __post_init__(self) -> None:
         what = f"adapter '{self.name}'"
@@ -76,6 +79,8 @@ class DomainAdapter:
                 raise InputError(f"{what}: {key}: expected a whole number from {least}, found {value!r}")
         if self.tile_overlap >= self.tile:
             raise InputError(f"{what}: tile_overlap: expected less than tile ({self.tile}), found {self.tile_overlap}")
+        if self.points is not None and not isinstance(self.points, PointRule):
+            raise InputError(f"{what}: points: expected a PointRule, found {self.points!r}")
         if self.resolution is not None:
             object.__setattr__(self, "resolution", _positive(self.resolution, f"{what}: resolution"))
         if self.spacing is not None:
@@ -126,6 +131,7 @@ class DomainAdapter:
             data[field.name] = getattr(self, field.name)
         data["channels"] = self.channels.to_list()
         data["classes"] = self.classes.to_dict()
+        data["points"] = None if self.points is None else self.points.to_dict()
         data["spacing"] = None if self.spacing is None else list(self.spacing)
         return data
 
@@ -138,6 +144,8 @@ class DomainAdapter:
         one_of(values.pop("version", FORMAT_VERSION), "adapter: version", [FORMAT_VERSION])
         values["channels"] = ChannelSet.from_list(values["channels"])
         values["classes"] = ClassSet.from_dict(values["classes"])
+        if values.get("points") is not None:
+            values["points"] = PointRule.from_dict(values["points"])
         return cls(**values)
 
     def to_json(self) -> str:

@@ -7,6 +7,7 @@ one thing. Unknown keys are errors with a suggestion; relative paths are meant f
 from __future__ import annotations
 
 import difflib
+import glob
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -26,7 +27,11 @@ class Strict(BaseModel):
 
 
 class DataItem(Strict):
-    """One scene with its labels. `role` fixes its part; `auto` leaves it to `split`."""
+    """One scene with its labels. `role` fixes its part; `auto` leaves it to `split`.
+
+    `source` may be a pattern (`images/*.jpg`); then `{stem}` and `{folder}` in `labels` stand for each picture's name
+    without suffix and for the folder it lies in.
+    """
 
     source: str
     labels: str | None = None
@@ -225,13 +230,16 @@ def _paths_from(config: RunConfig, folder: Path) -> RunConfig:
     """Make relative paths absolute, as seen from the config's folder."""
 
     def absolute(path: str | None) -> str | None:
-        if path is None or path.startswith(SAMPLE) or "://" in path or path.startswith("/vsi"):
+        if path is None or path.startswith((SAMPLE, "{folder}")) or "://" in path or path.startswith("/vsi"):
             return path
         return str(folder / path)
 
     data = tuple(
-        item.model_copy(update={"source": absolute(item.source), "labels": absolute(item.labels)})
+        scene
         for item in config.data
+        for scene in _scenes_of(
+            item.model_copy(update={"source": absolute(item.source), "labels": absolute(item.labels)})
+        )
     )
     weights = config.model.weights
     if weights not in (None, "timm"):
@@ -245,3 +253,19 @@ def _paths_from(config: RunConfig, folder: Path) -> RunConfig:
             "predict": config.predict.model_copy(update={"aoi": absolute(config.predict.aoi)}),
         }
     )
+
+
+def _scenes_of(item: DataItem) -> Iterator[DataItem]:
+    """The item, or where its source is a pattern, one item a file. Raises InputError where nothing fits."""
+    if not glob.has_magic(item.source) or "://" in item.source or Path(item.source).exists():
+        yield item
+        return
+    pattern = Path(item.source).absolute()
+    found = sorted(str(file) for file in Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    if not found:
+        raise InputError(f"{item.source}: no file fits this pattern")
+    for source in found:
+        labels = item.labels
+        if labels is not None:
+            labels = labels.replace("{stem}", Path(source).stem).replace("{folder}", str(Path(source).parent))
+        yield item.model_copy(update={"source": source, "labels": labels})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,14 @@ def read_annotations(
     """Read a label file onto the canvas of `source`, its values mapped through the adapter's classes.
 
     path: class or instance raster (anything GDAL reads), `.npz`/`.npy` (`labels.npz#key`), GeoJSON, GeoPackage,
-    Shapefile, GeoParquet, FlatGeobuf, KML, CSV with a WKT column or xmin, ymin, xmax, ymax, Pascal VOC xml.
+    Shapefile, GeoParquet, FlatGeobuf, KML, CSV with a WKT column or xmin, ymin, xmax, ymax, Pascal VOC xml, COCO
+    JSON, a folder with one mask an object. Points (GeoJSON and the like, JSON, CSV with x, y or lon, lat, .mat of
+    ShanghaiTech, UCF-QNRF and Mall, JHU-Crowd's .txt, pictures of dots) become discs by `options.points`, else by the
+    adapter's rule.
 
     InputError (one line that names the file, and the row where there is one): unknown class values with their
-    counts, empty geometry or NaN, points, labels that do not overlap the scene, an unknown format.
+    counts, empty geometry or NaN, points without a rule for them, labels that do not overlap the scene, an
+    unknown format.
     """
     from pipelines.annotations.raster import array_labels, raster_labels
     from pipelines.annotations.tables import read_table
@@ -33,11 +38,17 @@ def read_annotations(
     from pipelines.sources.arrays import is_array_file
 
     options = options or LabelOptions()
+    if options.points is None and adapter.points is not None:
+        options = replace(options, points=adapter.points)
+    if Path(path).is_dir():
+        from pipelines.annotations.objects_folder import folder_labels
+
+        return folder_labels(Path(path), source, adapter, options)
     if is_array_file(path):
         return array_labels(path, source, adapter.classes, options)
-    if Path(path).suffix.lower() in RASTERS:
+    if Path(path).suffix.lower() in RASTERS and not options.dots:
         return raster_labels(path, source, adapter.classes, options)
-    return vector_labels(read_table(Path(path), options.layer), source, adapter.classes, options)
+    return vector_labels(read_table(Path(path), options.layer, options.dots), source, adapter.classes, options)
 
 
 def describe_labels(path: str | Path, layer: str | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from adapters.errors import InputError
+from adapters.points import PointRule
 from adapters.reading import one_of
 
 
@@ -21,6 +22,9 @@ class LabelOptions:
     layer: layer of a vector file, band of a label raster (name or 1-based index), array of an `.npz`.
     instances: every value of a label raster is one object; its class is `default_class`, else the only class.
     connectivity: neighbours (4 or 8) that make one region of a class raster one object.
+    points: how points become masks; without it the adapter's rule (`DomainAdapter.points`) holds.
+    centres: outlines and boxes are taken for points at their centroids.
+    dots: a label picture marks each object by a dot on black.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # a typo in a run config is an error
@@ -35,6 +39,9 @@ class LabelOptions:
     rectangles_are_boxes: bool = False
     instances: bool = False
     connectivity: Literal[4, 8] = 8
+    points: PointRule | None = None
+    centres: bool = False
+    dots: bool = False
 
     def __post_init__(self) -> None:
         one_of(self.boxes, "labels: boxes", ("ellipse", "box"))

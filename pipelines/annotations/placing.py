@@ -14,6 +14,7 @@ from shapely.geometry.base import BaseGeometry
 
 from adapters.errors import InputError
 from pipelines.annotations.options import LabelOptions
+from pipelines.annotations.points import centres_of, is_point, to_discs
 from pipelines.annotations.tables import Table
 from pipelines.sources.base import Source
 
@@ -31,6 +32,7 @@ class Placed:
     repaired: int = 0
     boxes: str | None = None
     notes: list[str] = field(default_factory=list)
+    points: dict[str, int] | None = None
 
 
 def place(table: Table, source: Source, options: LabelOptions) -> Placed:
@@ -44,9 +46,15 @@ def place(table: Table, source: Source, options: LabelOptions) -> Placed:
     - neither: the same choice.
     Pascal VOC is always in pixels.
     """
-    check_geometries(table)
+    check_geometries(table, with_points=options.points is not None)
     placed = Placed(table.geometries, "")
-    _shape_boxes(table, options, placed)
+    if options.centres:
+        placed.geometries = centres_of(placed.geometries)
+        placed.notes.append("outlines and boxes are taken for points at their centroids")
+        if options.points is None:
+            raise InputError(f"{table.file}: `centres` needs a rule for points: `points: {{}}` takes the usual discs")
+    else:
+        _shape_boxes(table, options, placed)
     placed.geometries, placed.repaired = repair(placed.geometries)
     _to_scene(table, source, placed)
     in_map = placed.coordinates != "pixels"
@@ -58,12 +66,15 @@ def place(table: Table, source: Source, options: LabelOptions) -> Placed:
         placed.geometries = _affine(placed.geometries, Affine.translation(-column, -row))
     if options.buffer_px is not None:
         placed.geometries = _grow_lines(placed.geometries, options.buffer_px)
+    if options.points is not None and is_point(placed.geometries).any():
+        placed.geometries, placed.points = to_discs(placed.geometries, source.shape, options.points)
+        placed.notes.append(options.points.words)
     # a reprojection can fold a ring that was valid before
     placed.geometries, _ = repair(placed.geometries)
     return placed
 
 
-def check_geometries(table: Table) -> None:
+def check_geometries(table: Table, with_points: bool = False) -> None:
     """InputError at the first row without a geometry, with NaN in it, or of a kind without an area."""
     for i, geometry in enumerate(table.geometries):
         if geometry is None or geometry.is_empty:
@@ -71,8 +82,11 @@ def check_geometries(table: Table) -> None:
         if not np.isfinite(shapely.get_coordinates(geometry)).all():
             raise InputError(f"{table.at(i)}: has NaN or infinity among its coordinates")
         if geometry.geom_type in ("Point", "MultiPoint"):
+            if with_points:
+                continue
             raise InputError(
-                f"{table.at(i)}: is a point, which covers nothing; give outlines or boxes, or buffer the points first"
+                f"{table.at(i)}: is a point, which covers nothing; give outlines or boxes, or take discs for points "
+                "with `label_options: {points: {}}`"
             )
         if geometry.geom_type not in (*LINES, *AREAS):
             raise InputError(f"{table.at(i)}: expected polygons or lines, found {geometry.geom_type}")
@@ -177,7 +191,12 @@ def _refuse_degrees(table: Table, source: Source, placed: Placed) -> None:
     if placed.coordinates == "map":
         pixels = _affine(pixels, ~source.geometry.transform)
     bounds = shapely.bounds(pixels)
-    if (bounds[:, 2:] - bounds[:, :2]).max() < 1:
+    extent = (bounds[:, 2:] - bounds[:, :2]).max()
+    if is_point(pixels).all() and len(pixels) > 1:  # a point has no extent; what tells is how far they lie apart
+        extent = max(np.ptp(bounds[:, 0]), np.ptp(bounds[:, 1]))
+    elif is_point(pixels).all():
+        return
+    if extent < 1:
         raise InputError(
             f"{table.file}: the labels are in degrees ({crs_label(table.crs)}), but {source.path} has no CRS, so they "
             "cannot be placed; give the scene its CRS, or the labels in pixels"

@@ -22,6 +22,8 @@ from pipelines.annotations import RASTERS, VECTORS
 
 _WKT = ("wkt", "geometry", "geom", "the_geom", "wkt_geom")
 _BOXES = (("xmin", "ymin", "xmax", "ymax"), ("minx", "miny", "maxx", "maxy"), ("left", "top", "right", "bottom"))
+_POINTS = (("x", "y"), ("col", "row"), ("column", "row"), ("lon", "lat"), ("longitude", "latitude"))
+_DEGREES = "EPSG:4326"
 _IMAGES = ("image_path", "image", "filename", "file_name")
 _NULL = ("", "none", "null", "nan", "na")
 
@@ -34,6 +36,7 @@ class Table:
     columns: name -> N values. crs: the file's, or None. boxes: the format knows only boxes. pixels: the coordinates
     are pixels of the picture (None: the file does not say). class_column: the column the format itself has for the
     class. images: the picture each object belongs to, where the file says it. size: (height, width) of that picture.
+    pictures: all pictures the file speaks of, those without an object too.
     """
 
     file: Path
@@ -47,6 +50,7 @@ class Table:
     images: list[str] | None = None
     size: tuple[int, int] | None = None
     row_word: str = "feature"
+    pictures: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return len(self.geometries)
@@ -70,14 +74,33 @@ class Table:
             None if self.images is None else [self.images[i] for i in chosen],
             self.size,
             self.row_word,
+            self.pictures,
         )
 
 
-def read_table(path: Path, layer: str | None = None) -> Table:
-    """Read a vector file, CSV or Pascal VOC xml. InputError names the file and the fault."""
+def read_table(path: Path, layer: str | None = None, dots: bool = False) -> Table:
+    """Read a vector file, CSV, Pascal VOC xml, COCO, points; with `dots` a picture. InputError names file and fault."""
     if not path.exists():
         raise InputError(f"{path}: no such file")
     suffix = path.suffix.lower()
+    if dots and suffix in RASTERS:
+        from pipelines.annotations.objects_folder import read_dots
+
+        return read_dots(path)
+    if suffix == ".mat":
+        from pipelines.annotations.mat import read_mat
+
+        return read_mat(path)
+    if suffix == ".txt":
+        from pipelines.annotations.listed import read_lines
+
+        return read_lines(path)
+    if suffix == ".json":
+        from pipelines.annotations.listed import read_listed
+
+        listed = read_listed(path)
+        if listed is not None:
+            return listed
     if suffix == ".csv":
         return _read_csv(path)
     if suffix == ".xml":
@@ -86,7 +109,7 @@ def read_table(path: Path, layer: str | None = None) -> Table:
         return _read_parquet(path)
     if suffix in VECTORS:
         return _read_vector(path, layer)
-    known = ", ".join(sorted(VECTORS | RASTERS | {".csv", ".xml", ".npz", ".npy"}))
+    known = ", ".join(sorted(VECTORS | RASTERS | {".csv", ".xml", ".mat", ".txt", ".npz", ".npy"}))
     raise InputError(f"{path}: labels of an unknown kind '{suffix}'; known are {known}")
 
 
@@ -158,19 +181,29 @@ def _read_csv(path: Path) -> Table:
     keys = {name.casefold(): name for name in header}
     box = next((names for names in _BOXES if all(n in keys for n in names)), None)
     wkt = next((keys[n] for n in _WKT if n in keys), None)
+    point = next((names for names in _POINTS if all(n in keys for n in names)), None)
+    crs = None
     if wkt is not None:
         geometries = _from_wkt(path, lines, columns.pop(wkt))
     elif box is not None:
         geometries = _from_corners(path, lines, [columns.pop(keys[n]) for n in box])
+    elif point is not None:
+        geometries = _from_pairs(path, lines, [columns.pop(keys[n]) for n in point])
+        crs = _crs(_DEGREES) if point[0].startswith("lon") else None
     else:
-        raise InputError(f"{path}: expected a column WKT, or xmin, ymin, xmax, ymax; the columns are {listing(header)}")
+        raise InputError(
+            f"{path}: expected a column WKT, or xmin, ymin, xmax, ymax, or x, y, or lon, lat; the columns are "
+            f"{listing(header)}"
+        )
     image = next((keys[n] for n in _IMAGES if n in keys), None)
     return Table(
         path,
         geometries,
         lines,
         columns,
-        boxes=wkt is None,
+        crs,
+        boxes=wkt is None and box is not None,
+        pixels=True if wkt is None and box is None and point is not None and point[1] == "row" else None,
         images=None if image is None else columns.pop(image),
         row_word="line",
     )
@@ -198,6 +231,19 @@ def _from_corners(path: Path, lines: list[int], cells: list[list[str]]) -> NDArr
             raise InputError(f"{path}: line {lines[i]}: expected four numbers for the box, found {found}") from None
         _check_box(corners[i], f"{path}: line {lines[i]}")
     return np.asarray(shapely.box(*corners.T), object).reshape(-1)
+
+
+def _from_pairs(path: Path, lines: list[int], cells: list[list[str]]) -> NDArray[np.object_]:
+    points = np.full((len(lines), 2), np.nan)
+    for i, texts in enumerate(zip(*cells)):
+        try:
+            points[i] = [float(text) for text in texts]
+        except ValueError:
+            found = listing(repr(t) for t in texts)
+            raise InputError(f"{path}: line {lines[i]}: expected two numbers for the point, found {found}") from None
+        if not np.isfinite(points[i]).all():
+            raise InputError(f"{path}: line {lines[i]}: expected finite numbers for the point, found {listing(texts)}")
+    return np.asarray(shapely.points(points), object).reshape(-1)
 
 
 def _check_box(corners: Sequence[float], where: str) -> None:

@@ -18,6 +18,7 @@ from maskformer.masks import MaskSet
 from pipelines.annotations.base import Annotations, Region, count_by_class, unite_stuff
 from pipelines.annotations.options import LabelOptions
 from pipelines.annotations.placing import Placed, extent_text, is_line, place
+from pipelines.annotations.points import is_point, one_point_a_row
 from pipelines.annotations.rasterise import rasterise
 from pipelines.annotations.tables import Table, is_null
 from pipelines.sources.base import Source
@@ -29,11 +30,13 @@ _CLASS_COLUMNS = ("class", "label", "category", "class_name", "classname", "clas
 
 def vector_labels(table: Table, source: Source, classes: ClassSet, options: LabelOptions) -> Annotations:
     """The table's objects on the canvas of `source`. See `pipelines.annotations.read_annotations`."""
-    table, others = of_this_picture(table, source)
+    table, others = of_this_picture(one_point_a_row(table), source)
     codes, column = class_codes(table, classes, options)
     placed = place(table, source, options)
     burnt = rasterise(placed.geometries, codes, source.shape)
     empty = shapely.is_empty(placed.geometries) | (shapely.area(placed.geometries) == 0)
+    if placed.points is not None:
+        _warn_of_points(table, placed.points)
     if len(table) and not len(burnt.objects):
         raise InputError(_no_overlap(table, placed, source))
     if not len(table):
@@ -56,6 +59,7 @@ def vector_labels(table: Table, source: Source, classes: ClassSet, options: Labe
         "other_pictures": others,
         "coordinates": placed.coordinates,
         "boxes": placed.boxes,
+        "points": placed.points,
         "assumption": "; ".join(placed.notes) or None,
     }
     return Annotations(objects, _ignored(found, options), report)
@@ -69,10 +73,11 @@ def of_this_picture(table: Table, source: Source) -> tuple[Table, int]:
     if table.images is None:
         return table, 0
     names = np.array([Path(str(name)).stem for name in table.images], object)
-    if len(set(names)) <= 1:
+    known = {Path(str(name)).stem for name in table.pictures or ()} | set(names)
+    if len(known) <= 1:
         return table, 0
     keep = names == Path(source.path).stem
-    if not keep.any():
+    if not keep.any() and Path(source.path).stem not in known:
         raise InputError(
             f"{table.file}: no labels of {Path(source.path).name}; the file is about {listing(sorted(set(names)))}"
         )
@@ -139,7 +144,20 @@ def _one(objects: MaskSet) -> MaskSet:
     return objects.union(np.zeros(len(objects), np.int64)) if len(objects) > 1 else objects
 
 
+def _warn_of_points(table: Table, facts: dict[str, int]) -> None:
+    if facts["outside"] or facts["duplicates"]:
+        logger.warning(
+            "%s: %d points off the picture, %d at a place that is taken; %d left out",
+            table.file,
+            facts["outside"],
+            facts["duplicates"],
+            facts["left_out"],
+        )
+
+
 def _kind(table: Table) -> str:
+    if len(table) and is_point(table.geometries).all():
+        return "points"
     lines = is_line(table.geometries)
     if not lines.any():
         return "polygons"

@@ -31,7 +31,15 @@ def open_source(path: str | Path, channels: ChannelSet | None = None) -> Source:
 
 
 def open_for(path: str | Path, adapter: DomainAdapter) -> Source:
-    """Open a scene as the adapter sees it: its channels, at its resolution where it asks for one."""
+    """Open a scene as the adapter sees it: its channels, at its resolution where it asks for one.
+
+    An adapter that counts sees photos as people do: upright, in 8 bits, greyscale as red, green and blue.
+    """
+    if adapter.points is not None and adapter.resolution is None:
+        from pipelines.sources.picture import PictureSource, is_picture
+
+        if is_picture(path):
+            return PictureSource(path, adapter.channels)
     source = open_source(path, adapter.channels)
     if adapter.resolution is None:
         return source
