@@ -23,6 +23,7 @@ from maskformer.masks import MaskSet
 from pipelines.annotations.base import unite_stuff
 from pipelines.average_precision import Detections, detections, precision_scores, precision_table
 from pipelines.boundaries import boundary_counts
+from pipelines.counting_metrics import CountRecord, count_record, counting_scores
 from pipelines.metrics import (
     SIZE_NAMES,
     UNSEEN,
@@ -58,6 +59,7 @@ class SceneScores:
     box_f1_50: MatchCounts | None
     box_detections: Detections | None
     ignored: int  # predictions that lie mostly in ignored ground
+    counting: CountRecord | None = None  # where the adapter counts
 
 
 def evaluate_scene(
@@ -67,6 +69,7 @@ def evaluate_scene(
     classes: ClassSet,
     box_labels: bool = False,
     covers: bool = False,
+    counts: bool = False,
 ) -> SceneScores:
     """Compare one scene with its labels; `combine` makes numbers of it.
 
@@ -74,7 +77,7 @@ def evaluate_scene(
     painted from the objects, higher scores on top. truth: objects (in a class map later ones lie on top) and ignored
     pixels: these are not scored, and predictions mostly inside are neither right nor wrong. box_labels: masks of the
     truth are an assumption, so boxes are scored as well. covers: the classes tile the plane, so pixels without an
-    object are unlabelled.
+    object are unlabelled. counts: the things are counted (`pipelines.counting_metrics`).
 
     Stuff is one segment a class in panoptic quality and does not take part in AP and F1, which are about things.
     """
@@ -101,6 +104,7 @@ def evaluate_scene(
         box_f1_50=f1_counts(things, true_things, count, 0.5, "box") if box_labels else None,
         box_detections=detections(things, true_things, count, "box") if box_labels else None,
         ignored=len(objects) - len(kept),
+        counting=count_record(things, true_things, count) if counts else None,
     )
 
 
@@ -110,8 +114,8 @@ def combine(scenes: Sequence[SceneScores]) -> dict[str, Any]:
     Overall: `miou` (mean over classes), `iou` (pixels of all classes pooled), `foreground_iou` (any class against
     nothing), `boundary_iou` (mean over classes), `pixel_accuracy`, `pq sq rq ap ap50` (means over classes),
     `f1_50 f1_75` (objects of all classes pooled), `f1_50_small/medium/large`, `count_error` (objects predicted minus
-    true, all scenes), `count_mae` (its size, mean over scenes); with box labels `box_f1_50 box_ap box_ap50`; `counts`
-    of objects. `per_class`: name -> the same keys.
+    true, all scenes), `count_mae` (its size, mean over scenes); where things are counted the keys of `counting_scores`;
+    with box labels `box_f1_50 box_ap box_ap50`; `counts` of objects. `per_class`: name -> the same keys.
     """
     if not scenes:
         raise ValueError("expected at least one scene to combine, got none")
@@ -147,6 +151,9 @@ def combine(scenes: Sequence[SceneScores]) -> dict[str, Any]:
     if boxes:
         take(_f1_scores("box_f1_50", reduce(add, boxes)))
         take(precision_scores(precision_table(box_detections)), "box_")
+    counted = [scene.counting for scene in scenes if scene.counting is not None]
+    if counted:
+        take(counting_scores(counted))
     counts = {
         "scenes": len(scenes),
         "truth": int((found.tp + found.fn).sum()),

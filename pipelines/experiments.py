@@ -171,7 +171,10 @@ def score(
         source, truth = data.view(place)
         scene, ids = predict_in_memory(source, predictor, thresholds, on_tile=on_tile)
         boxes = data.scenes[place.item].box_labels
-        parts.append(evaluate_scene(scene.objects, ids, truth, data.adapter.classes, boxes, data.adapter.covers))
+        counts = data.adapter.points is not None
+        parts.append(
+            evaluate_scene(scene.objects, ids, truth, data.adapter.classes, boxes, data.adapter.covers, counts)
+        )
     return combine(parts)
 
 

@@ -1,7 +1,8 @@
 """Thresholds, chosen on the validation part and carried in the bundle.
 
 `semantic`: a pixel is "nothing" where no class reaches it; the value with the best mean IoU.
-`score`: objects below are left out; the value with the best object F1 at IoU 0.5.
+`score`: objects below are left out; the value with the best object F1 at IoU 0.5, or where things are counted the one
+that finds and counts them best.
 `regions`: the same for a per-pixel network, whose objects are the regions where a class reaches it.
 The same choice is made for the mask model and for the per-pixel baseline, or the comparison would not be fair.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from adapters.base import Annotation, DomainAdapter
 from maskformer.masks import MaskSet
 from pipelines.assembly import DEFAULT_SEMANTIC, Window, class_map, limit, predict_in_memory, regions
+from pipelines.counting_metrics import count_quality
 from pipelines.metrics import box_f1, f1
 from pipelines.predictor import DEFAULT_SCORE, Predictor
 
@@ -72,7 +74,7 @@ def tune(
     curve = ThresholdCurve(len(adapter.classes))
     predictor = make_predictor(LOWEST_SCORE)
     per_pixel = predictor.options.task == "semantic"
-    measure = box_f1 if box_labels else f1
+    measure = count_quality if adapter.points is not None else box_f1 if box_labels else f1
     pairs = []
     by_threshold: list[list[float]] = [[] for _ in SCORES]
     for source, annotation in places:
