@@ -7,12 +7,14 @@ which model goes where. Source of the formats: PyTorch's torch.export and torch.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
@@ -25,8 +27,8 @@ LARGEST = 256 * MULTIPLE  # of a graph of any size
 
 
 def takes_any_size(config: ModelConfig) -> bool:
-    """Whether one graph serves every size. A Swin's windows, and the position table of a ViT, belong to one size."""
-    return not (config.backbone.startswith("swin") or "vit" in config.backbone)
+    """Whether one graph serves every size. A Swin's windows belong to one size."""
+    return not config.backbone.startswith("swin")
 
 
 def to_program(model: nn.Module, size: tuple[int, int], dynamic: bool = True) -> ExportedProgram:
@@ -40,7 +42,9 @@ def to_program(model: nn.Module, size: tuple[int, int], dynamic: bool = True) ->
     try:
         with torch.no_grad():
             return torch.export.export(
-                _Outputs(model).eval(), (_picture(model, config, size),), dynamic_shapes=_dynamic_shapes(dynamic)
+                _graph_of(model),
+                (_picture(model, config, size),),
+                dynamic_shapes=_dynamic_shapes(dynamic),
             )
     finally:
         model.train(training)
@@ -60,7 +64,7 @@ def to_onnx(model: nn.Module, path: str | Path, size: tuple[int, int], dynamic: 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter's own insides
             program = torch.onnx.export(
-                _Outputs(model).eval(),
+                _graph_of(model),
                 (_picture(model, config, size),),
                 dynamo=True,
                 dynamic_shapes=_dynamic_shapes(dynamic),
@@ -86,6 +90,37 @@ class _Outputs(nn.Module):
         if isinstance(prediction, DensePrediction):
             return (prediction.logits,)
         return prediction.class_logits, prediction.mask_logits
+
+
+def _graph_of(model: nn.Module) -> nn.Module:
+    return _Outputs(_with_constant_padding(model)).eval()
+
+
+def _with_constant_padding(model: nn.Module) -> nn.Module:
+    """A copy of the model whose strided convolutions no longer work out their padding from the picture's size.
+
+    EfficientNets of TensorFlow pad so that the output is input / stride, rounded up. Where sides are multiples of 32,
+    every stride divides its input, and that is a constant; as a formula it grows with each stage, and torch.export did
+    not come to an end with it in three minutes.
+    """
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv2dSame):
+                setattr(parent, name, _padded(child))
+    return model
+
+
+def _padded(convolution: nn.Conv2d) -> nn.Sequential:
+    c = convolution
+    sides: list[int] = []  # left, right, top, bottom
+    for kernel, stride, dilation in zip(c.kernel_size[::-1], c.stride[::-1], c.dilation[::-1], strict=True):
+        total = max((kernel - 1) * dilation + 1 - stride, 0)
+        sides += [total // 2, total - total // 2]
+    size = (c.in_channels, c.out_channels, c.kernel_size, c.stride, 0, c.dilation, c.groups)
+    plain = nn.Conv2d(*size, bias=c.bias is not None, device="meta")  # type: ignore[arg-type]
+    plain.weight, plain.bias = c.weight, c.bias
+    return nn.Sequential(nn.ZeroPad2d((sides[0], sides[1], sides[2], sides[3])), plain)
 
 
 def _checked(model: nn.Module, size: tuple[int, int], dynamic: bool) -> ModelConfig:

@@ -45,8 +45,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "eomt": ("eomt-small", VIT),
     "unet": ("unet-efficientnet-lite0", {}),
 }
-# Where height and width are read from the picture; a Swin's windows and a ViT's grid belong to one size.
-ANY_SIZE = [name for name in FAMILIES if name not in ("maskformer-swin", "mask2former-swin", "maskformer-v2", "eomt")]
+# Where one graph serves every height and width; a Swin's windows belong to one size.
+ANY_SIZE = [name for name in FAMILIES if name not in ("maskformer-swin", "mask2former-swin", "maskformer-v2")]
 
 
 def build(family: str, **changes: Any) -> nn.Module:
