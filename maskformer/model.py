@@ -69,7 +69,8 @@ class MaskFormer(nn.Module):
         """
         if not hasattr(self.backbone, "set_grad_checkpointing"):
             raise ValueError(f"gradient checkpointing: {type(self.backbone).__name__} has none")
-        for part in (self.backbone, self.pixel_decoder, self.query_decoder):
+        parts: list[Any] = [self.backbone, self.pixel_decoder, self.query_decoder]
+        for part in parts:
             if hasattr(part, "set_grad_checkpointing"):
                 part.set_grad_checkpointing(enable)
 
