@@ -28,6 +28,20 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
 }
 
 
+COUNTS = (
+    *("in_channels", "num_classes", "pixel_dim", "mask_dim", "num_queries", "hidden_dim", "num_heads"),
+    *("decoder_layers", "encoder_layers", "feedforward_dim", "encoder_feedforward_dim", "num_points"),
+)
+RANGES = {
+    "dropout": (0.0, 1.0),
+    "importance_ratio": (0.0, 1.0),
+    "oversample_ratio": (1.0, 100.0),
+    **dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "no_object_weight"), (0.0, 1e6)),
+    **dict.fromkeys(("semantic_weight", "centre_weight"), (0.0, 1e6)),
+    "prior_radius": (1e-3, 1e6),
+}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What a model is. Backbone, pixel decoder and query decoder are orthogonal choices.
@@ -47,7 +61,7 @@ class ModelConfig:
     pixel_dim: int = 256  # width of the pixel decoder
     mask_dim: int = 256  # width of mask features and mask embeddings
     encoder_layers: int = 6  # transformer_fpn and deformable
-    encoder_feedforward_dim: int = 2048  # of the pixel decoder's encoder; Mask2Former's has 1024
+    encoder_feedforward_dim: int = 2048  # of that encoder; Mask2Former's has 1024
 
     query_decoder: str = "detr"
     num_queries: int = 100
@@ -85,11 +99,15 @@ class ModelConfig:
                     f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(str, known))}"
                     f"{_did_you_mean(getattr(self, name), known)}"
                 )
-        positive = ("in_channels", "num_classes", "pixel_dim", "mask_dim", "num_queries", "hidden_dim")
-        counts = ("num_heads", "decoder_layers", "encoder_layers", "feedforward_dim", "encoder_feedforward_dim")
-        for name in (*positive, *counts, "num_points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
+        object.__setattr__(self, "backbone_options", _plain(self.backbone_options))
+        for name in COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: {value!r} is not a positive whole number")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"{name}: {value!r} is not a number from {low:g} to {high:g}")
         if self.hidden_dim % (2 * self.num_heads):
             raise ValueError(f"hidden_dim: {self.hidden_dim} is not a multiple of 2 x num_heads ({self.num_heads})")
 
@@ -107,15 +125,25 @@ class ModelConfig:
         for name in values:
             if name not in known:
                 raise ValueError(f"unknown model setting {name!r}{_did_you_mean(name, known)}")
+        if values.get("pixel_decoder") == "transformer_fpn" and "encoder_feedforward_dim" not in values:
+            # Bundles from before the field: one width served both transformers.
+            values = {**values, "encoder_feedforward_dim": values.get("feedforward_dim", cls.feedforward_dim)}
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values; `from_dict` gives the same config back."""
-        return {**dataclasses.asdict(self), "backbone_options": dict(self.backbone_options)}
+        return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with some fields changed, checked like a new one."""
         return type(self).from_dict({**self.to_dict(), **changes})
+
+
+def _plain(value: Any) -> Any:
+    """A copy in which sequences are lists, as JSON has them: equal before and after a trip through a file."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _did_you_mean(word: object, known: Iterable[object]) -> str:

@@ -42,7 +42,7 @@ class Criterion(nn.Module):
 
     def forward(self, prediction: Prediction, targets: list[Target]) -> dict[str, Tensor]:
         height, width = prediction.mask_logits.shape[-2:]
-        check_targets(targets, self.config.num_classes, (STRIDE * height, STRIDE * width))
+        check_targets(targets, self.config.num_classes, (height, width), STRIDE)
         layers: tuple[Layer, ...] = (*prediction.auxiliary, prediction)
         matching = self.matcher(layers, targets)
         device = prediction.mask_logits.device
@@ -115,8 +115,9 @@ class WholeMasks:
 class MaskPoints:
     """Masks of one picture at points, as Mask2Former compares them: most where the mask is least certain.
 
-    Candidates are drawn once for all layers and masks of the picture (published: anew for each mask): which of them a
-    mask is asked at is its own affair, and their targets are looked up once.
+    Candidates and fresh points are drawn once for all layers and masks of the picture (published: anew for each mask):
+    which candidates a mask is asked at is its own affair, and targets are looked up once. Each mask's loss has the
+    published distribution; that the masks of a picture share their draw makes their errors go together.
     """
 
     def __init__(self, target: Target, config: ModelConfig) -> None:
@@ -124,20 +125,22 @@ class MaskPoints:
         self.uncertain = int(config.importance_ratio * config.num_points)
         self.candidates = int(config.oversample_ratio * config.num_points) if self.uncertain else 0
         fresh = config.num_points - self.uncertain
-        self.places = points.draw(self.candidates + fresh, target.valid.device)
+        self.places = points.draw(self.candidates + fresh, target.valid)
         self.seen = points.sample_target(target, self.places)
+        self.size = target.valid.shape
 
     def __call__(self, logits: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = self._choose(logits.detach())  # (M, P)
-        x = points.sample_own(logits, self.places[chosen])
+        places = points.on_logits(self.places, self.size, logits.shape[1:])
+        chosen = self._choose(logits.detach(), places)  # (M, P)
+        x = points.sample_own(logits, places[chosen])
         t = self.seen.inside[objects].gather(1, chosen)
         return self._losses(x, t, self.seen.valid[chosen])
 
-    def _choose(self, logits: Tensor) -> Tensor:
-        fresh = torch.arange(self.candidates, len(self.places), device=logits.device).expand(len(logits), -1)
+    def _choose(self, logits: Tensor, places: Tensor) -> Tensor:
+        fresh = torch.arange(self.candidates, len(places), device=logits.device).expand(len(logits), -1)
         if not self.uncertain:
             return fresh
-        values = points.sample_maps(logits, self.places[: self.candidates])
+        values = points.sample_maps(logits, places[: self.candidates])
         most = points.most_uncertain(values, self.seen.valid[: self.candidates], self.uncertain)
         return torch.cat((most, fresh), 1)
 

@@ -1,8 +1,8 @@
 """Hungarian matching of queries and objects, in float32, for every layer and picture at once.
 
 Cost = class_weight·(−p(class)) + mask_weight·(focal or BCE) + dice_weight·dice. MaskFormer (arXiv 2107.06278) compares
-whole masks at a quarter of the input, targets shrunk by nearest neighbour; Mask2Former (2112.01527) compares them at one
-set of random points a picture. Pixel costs are sums of "positive where the target is 1, negative where it is 0", which
+whole masks at a quarter of the input, targets shrunk by nearest neighbour; Mask2Former (2112.01527) compares at one
+set of random points a picture. Pixel costs are sums of "positive where the target is 1, negative where it is 0": that
 is one matmul: Σ t·pos + (1−t)·neg = (pos − neg)·tᵀ + Σ neg. For BCE that is Σ softplus(x) − x·tᵀ.
 """
 
@@ -21,12 +21,13 @@ from torch import Tensor
 from maskformer import points
 from maskformer.config import ModelConfig
 from maskformer.mask_losses import ALPHA
-from maskformer.prediction import LayerPrediction, Prediction
+from maskformer.prediction import STRIDE, LayerPrediction, Prediction
 from maskformer.targets import Target
 
 logger = logging.getLogger(__name__)
 
 Layer = Prediction | LayerPrediction
+GROUND_POINTS = 1024  # to tell whether a mask lies in ignored ground: half or not half needs no more
 
 
 class Match(NamedTuple):
@@ -77,24 +78,28 @@ class Matcher:
         cost = class_logits.new_zeros(count, batch, queries, widest)
         elsewhere = torch.zeros(count, batch, queries, dtype=torch.bool, device=class_logits.device)
         for b, target in enumerate(targets):
-            inside, valid, logits_of = self._view(layers, b, target)
+            view = self._view(layers, b, target)
             for index in range(count):
-                masks, elsewhere[index, b] = self._mask_cost(logits_of(index), inside, valid)
+                logits = view.logits(index)
+                masks = self._mask_cost(logits[:, : len(view.weight)], view.inside, view.weight)
+                elsewhere[index, b] = lies_elsewhere(logits[:, -len(view.ground) :], view.ground)
                 chance = class_logits[index, b].softmax(-1)[:, target.labels]
                 cost[index, b, :, : len(target.labels)] = masks - self.config.class_weight * chance
         return cost, elsewhere
 
-    def _view(self, layers: Sequence[Layer], b: int, target: Target) -> tuple[Tensor, Tensor, _LogitsOf]:
-        """Where masks are compared: the objects (N, P), what counts (P,), and a layer's logits there, (Q, P)."""
+    def _view(self, layers: Sequence[Layer], b: int, target: Target) -> _View:
         if self.config.loss_resolution == "points":
-            places = points.draw(self.config.num_points, target.valid.device)
+            places = points.draw(self.config.num_points, target.valid)
             seen = points.sample_target(target, places)
-            return seen.inside, seen.valid, _LogitsOf(layers, b, places)
+            anywhere = torch.rand(GROUND_POINTS, 2, device=places.device)
+            ground = points.sample_target(target, anywhere).valid
+            return _View(seen.inside, seen.valid, ground, _LogitsOf(layers, b, target, torch.cat((places, anywhere))))
         masks, valid = shrink(target, layers[-1].mask_logits.shape[-2:])
-        return masks.flatten(1).float(), valid.flatten().float(), _LogitsOf(layers, b, None)
+        weight = valid.flatten().float()
+        return _View(masks.flatten(1).float(), weight, weight, _LogitsOf(layers, b, target, None))
 
-    def _mask_cost(self, x: Tensor, inside: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """x (Q, P) logits, inside (N, P) and v (P,) → cost (Q, N); whether a query's mask lies elsewhere (Q,)."""
+    def _mask_cost(self, x: Tensor, inside: Tensor, v: Tensor) -> Tensor:
+        """x (Q, P) logits, inside (N, P) and v (P,) → cost (Q, N)."""
         t = inside * v
         p = x.sigmoid()
         area = v.sum().clamp(min=1)
@@ -106,7 +111,7 @@ class Matcher:
             pixel = ((positive - negative) @ t.T + (negative @ v)[:, None]) / area
         seen = p @ v
         dice = 1 - (2 * (p @ t.T) + 1) / (seen[:, None] + t.sum(1) + 1)
-        return self.config.mask_weight * pixel + self.config.dice_weight * dice, seen < 0.5 * p.sum(1)
+        return self.config.mask_weight * pixel + self.config.dice_weight * dice
 
     def _assign(self, cost: np.ndarray, device: torch.device) -> Match:
         queries, objects = linear_sum_assignment(cost)
@@ -144,6 +149,17 @@ class Matcher:
         return np.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
 
 
+class _View(NamedTuple):
+    """Where the masks of a picture are compared: the objects (N, P), what counts (P,), a layer's logits (Q, P + R), and
+    whether the last R of those places are valid (R,); on whole masks these are the P themselves.
+    """
+
+    inside: Tensor
+    weight: Tensor
+    ground: Tensor
+    logits: _LogitsOf
+
+
 class _LogitsOf:
     """Mask logits (Q, P) of a layer for one picture: of all pixels, or at points.
 
@@ -151,8 +167,12 @@ class _LogitsOf:
     share them (equal to 1e-5), and no full mask is made.
     """
 
-    def __init__(self, layers: Sequence[Layer], b: int, places: Tensor | None) -> None:
+    def __init__(self, layers: Sequence[Layer], b: int, target: Target, places: Tensor | None) -> None:
         self.layers, self.b, self.places = layers, b, places
+        if places is not None:
+            features = layers[-1].mask_features
+            maps = layers[-1].mask_logits if features is None else features
+            self.places = points.on_logits(places, target.valid.shape, maps.shape[-2:])
         self._sampled: tuple[Tensor, Tensor] | None = None  # features, and they at the points
 
     def __call__(self, index: int) -> Tensor:
@@ -172,14 +192,19 @@ class _LogitsOf:
         return self._sampled[1]
 
 
-def shrink(target: Target, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """masks (N, *size) and valid (size) by nearest neighbour: every s-th pixel of the target.
+def lies_elsewhere(x: Tensor, ground: Tensor) -> Tensor:
+    """(Q,) bool: masks of logits x (Q, R) that lie mostly where `ground` (R,) is 0."""
+    p = x.sigmoid()
+    return p @ ground < 0.5 * p.sum(1)
 
-    ValueError where `size` is not the target's, divided and rounded up.
+
+def shrink(target: Target, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """masks (N, *size) and valid (size) by nearest neighbour: every fourth pixel of the target.
+
+    ValueError where `size` is not a quarter of the target's, rounded up.
     """
-    height, width = target.valid.shape
-    step = -(-height // size[0])
-    if (-(-height // step), -(-width // step)) != tuple(size):
-        raise ValueError(f"target of {height} x {width} pixels is not a multiple of masks of {tuple(size)}")
-    small = target._replace(layers=target.layers[:, ::step, ::step])
-    return small.masks, target.valid[::step, ::step]
+    small = target._replace(layers=target.layers[:, ::STRIDE, ::STRIDE], valid=target.valid[::STRIDE, ::STRIDE])
+    if small.valid.shape != tuple(size):
+        height, width = target.valid.shape
+        raise ValueError(f"target of {height} x {width} pixels does not fit masks of {tuple(size)}")
+    return small.masks, small.valid

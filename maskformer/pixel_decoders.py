@@ -81,7 +81,7 @@ class TransformerFPN(FPN):
         super().__init__((*channels[:-1], dim), config)
         self.input_proj = biased_conv(channels[-1], dim, 1)
         self.encoder = nn.ModuleList(
-            EncoderLayer(dim, config.num_heads, config.feedforward_dim, config.dropout)
+            EncoderLayer(dim, config.num_heads, config.encoder_feedforward_dim, config.dropout)
             for _ in range(config.encoder_layers)
         )
 

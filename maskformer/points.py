@@ -1,18 +1,20 @@
 """Values at points of the plane: logits by bilinear sampling, targets straight from label maps.
 
-Points are (x, y) in 0..1 of the whole picture. Sampling is bilinear between pixel centres, 0 outside
-(`grid_sample(align_corners=False)`). Sampling N binary masks is looking up the label at the four corners: no mask is
+Points are (x, y) in 0..1 of the whole picture, and lie in valid ground alone. Sampling is bilinear between pixel
+centres, 0 outside (`grid_sample(align_corners=False)`). Sampling N binary masks is looking up the label at the four corners: no mask is
 made, and the cost does not depend on N.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskformer.prediction import STRIDE
 from maskformer.targets import Target
 
 
@@ -23,9 +25,25 @@ class Sampled(NamedTuple):
     valid: Tensor
 
 
-def draw(count: int, device: torch.device) -> Tensor:
-    """(count, 2) points, uniform; from torch's generator, so that a resumed training draws the same."""
-    return torch.rand(count, 2, device=device)
+def draw(count: int, valid: Tensor) -> Tensor:
+    """(count, 2) points, uniform over the pixels of valid (H, W) bool (over all of them where none is).
+
+    So padding and ignored ground take no points away: how many a mask is asked at, and which share of them where it is
+    uncertain, do not depend on them. From torch's generator: a resumed training draws the same.
+    """
+    height, width = valid.shape
+    known = valid.flatten().cumsum(0)
+    random = torch.rand(3, count, device=valid.device)
+    # The n-th valid pixel, without waiting for a GPU to say how many there are.
+    pixel = torch.searchsorted(known, (random[0] * known[-1]).long(), right=True).clamp(max=height * width - 1)
+    pixel = torch.where(known[-1] > 0, pixel, (random[0] * height * width).long())
+    return torch.stack(((pixel % width + random[1]) / width, (pixel // width + random[2]) / height), 1)
+
+
+def on_logits(places: Tensor, size: Sequence[int], logits: Sequence[int]) -> Tensor:
+    """Points of a picture of `size` (H, W) as points of its mask logits (h, w), which cover 4h × 4w pixels."""
+    share = (size[1] / (STRIDE * logits[1]), size[0] / (STRIDE * logits[0]))
+    return places if share == (1.0, 1.0) else places * places.new_tensor(share)
 
 
 def sample_maps(maps: Tensor, points: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
     @classmethod
     def from_masks(cls, labels: Tensor, masks: Tensor, valid: Tensor) -> Target:
-        """From labels (N,), masks (N, H, W) bool and valid (H, W) bool; empty masks stay, as objects without a pixel."""
+        """From labels (N,), masks (N, H, W) bool and valid (H, W) bool; empty masks stay: objects of no pixel."""
         objects = MaskSet.from_dense(masks.cpu().numpy(), np.zeros(len(masks), np.int64))
         layers = objects.layers() or [np.zeros(tuple(valid.shape), np.int32)]
         return cls(labels, torch.from_numpy(np.stack(layers).astype(np.int32)).to(masks.device), valid)
@@ -61,26 +61,31 @@ class Target(NamedTuple):
         return torch.bincount(seen, minlength=len(self.labels) + 1)[1:]
 
 
-def check_targets(targets: Sequence[Target], num_classes: int, size: tuple[int, int]) -> None:
+def check_targets(targets: Sequence[Target], num_classes: int, size: tuple[int, int], stride: int = 1) -> None:
     """ValueError that names what is wrong: a class out of range, an object without a label, maps that do not fit.
 
-    size (H, W): of the mask logits, times four; sides that are no multiples of four are rounded up to it. Labels are
-    looked at on the CPU only: on a GPU that would cost a wait, and the loader has had them on the CPU.
+    size (h, w): of logits that are at a `stride`-th of the input, rounded up. Labels are looked at on the CPU only: on
+    a GPU that would cost a wait. Training looks at them before they go there (`check_labels`).
     """
     for index, target in enumerate(targets):
         layers, valid = tuple(target.layers.shape[1:]), tuple(target.valid.shape)
-        if layers != valid or any(-(-side // 4) * 4 != whole for side, whole in zip(valid, size, strict=True)):
-            raise ValueError(f"target {index}: layers {layers} and valid {valid}, expected the input's {size} pixels")
-        if target.labels.device.type != "cpu":
-            continue
-        most = int(target.layers.max()) if target.layers.numel() else 0
-        if most > len(target.labels):
-            raise ValueError(f"target {index}: {len(target.labels)} labels, but its layers know object {most}")
-        if len(target.labels):
-            low, high = int(target.labels.min()), int(target.labels.max())
-            if low < 0 or high >= num_classes:
-                wrong = low if low < 0 else high
-                raise ValueError(f"target {index}: label {wrong}, but there are {num_classes} classes (0-based)")
+        if layers != valid or tuple(-(-side // stride) for side in valid) != tuple(size):
+            whole = tuple(side * stride for side in size)
+            raise ValueError(f"target {index}: layers {layers} and valid {valid}, expected the input's {whole} pixels")
+        if target.labels.device.type == "cpu":
+            check_labels(target, num_classes, f"target {index}")
+
+
+def check_labels(target: Target, num_classes: int, name: str = "target") -> None:
+    """ValueError that names a class out of range, or an object without a label; for targets on the CPU."""
+    most = int(target.layers.max()) if target.layers.numel() else 0
+    if most > len(target.labels):
+        raise ValueError(f"{name}: {len(target.labels)} labels, but its layers know object {most}")
+    if len(target.labels):
+        low, high = int(target.labels.min()), int(target.labels.max())
+        if low < 0 or high >= num_classes:
+            wrong = low if low < 0 else high
+            raise ValueError(f"{name}: label {wrong}, but there are {num_classes} classes (0-based)")
 
 
 def _visible(objects: MaskSet, valid: np.ndarray) -> np.ndarray:

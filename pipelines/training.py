@@ -26,6 +26,7 @@ from torch import nn
 from adapters.errors import InputError
 from maskformer.annealing import set_progress
 from maskformer.model import param_groups
+from maskformer.targets import check_labels
 from pipelines import checkpoints
 from pipelines.config import TrainOptions
 from pipelines.devices import choose_device, choose_precision
@@ -147,6 +148,7 @@ class _Run:
         # The plain module: what is averaged and saved. `self.model` is the same behind autocast and DDP.
         self.module = model.to(self.device).to(memory_format=torch.channels_last).train()
         self.criterion = criterion.to(self.device).train()
+        self.num_classes: int | None = getattr(getattr(criterion, "config", None), "num_classes", None)
         self.average = ModelEmaV3(model, decay=options.ema, use_warmup=True) if options.ema else None
         groups = param_groups(model, options.learning_rate, options.backbone_multiplier, options.weight_decay)
         optimizer = torch.optim.AdamW([{**group, "initial_lr": group["lr"]} for group in groups])
@@ -195,6 +197,9 @@ class _Run:
         for part in range(options.accumulate):
             images, targets = next(stream)
             images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+            if self.num_classes is not None:  # on the way to a GPU, where a wrong label would stop the process
+                for target in targets:
+                    check_labels(target, self.num_classes)
             targets = [target.to(self.device) for target in targets]
             # Gradients are exchanged between processes with the last batch of a step only.
             last = part == options.accumulate - 1

@@ -119,7 +119,7 @@ def test_nan_is_traced_to_its_origin(origin: str, caplog: pytest.LogCaptureFixtu
 
 
 def test_sizes_must_divide() -> None:
-    with pytest.raises(ValueError, match="not a multiple"):
+    with pytest.raises(ValueError, match="does not fit masks"):
         shrink(random_target(1, size=33), (8, 8))
 
 

@@ -55,6 +55,11 @@ def test_presets_build_with_any_channels(name: str) -> None:
         (lambda: ModelConfig.from_preset("maskformer-resnet50", num_querys=3), "did you mean 'num_queries'"),
         (lambda: ModelConfig(pixel_decoder="fpm"), "did you mean"),
         (lambda: ModelConfig(num_classes=0), "num_classes: 0"),
+        (lambda: ModelConfig(num_queries=2.5), "num_queries: 2.5"),
+        (lambda: ModelConfig(oversample_ratio=0.5), "oversample_ratio: 0.5"),
+        (lambda: ModelConfig(importance_ratio=1.5), "importance_ratio: 1.5"),
+        (lambda: ModelConfig(dropout=-1), "dropout: -1"),
+        (lambda: ModelConfig(mask_weight=float("nan")), "mask_weight: nan"),
         (lambda: ModelConfig(hidden_dim=100), "hidden_dim: 100"),
         (lambda: MaskFormer.from_preset("unet-efficientnet-lite0"), "is a unet"),
     ],
@@ -91,6 +96,19 @@ def test_every_parameter_gets_a_gradient() -> None:
     out = model(torch.randn(1, 3, 64, 64))
     sum(p.class_logits.sum() + p.mask_logits.square().sum() for p in (out, *out.auxiliary)).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_config_survives_json_and_shares_nothing() -> None:
+    config = ModelConfig.from_preset("maskformer-swin-tiny", backbone_options={"depths": (1, 1, 2, 1), "window": 4})
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    ModelConfig.from_preset("maskformer-swin-tiny").backbone_options["window"] = 12
+    assert "window" not in ModelConfig.from_preset("mask2former-swin-large").backbone_options
+
+
+def test_a_transformer_fpn_from_before_its_own_width() -> None:
+    old = {"pixel_decoder": "transformer_fpn", "feedforward_dim": 96}
+    assert ModelConfig.from_dict(old).encoder_feedforward_dim == 96
+    assert ModelConfig.from_dict({**old, "encoder_feedforward_dim": 64}).encoder_feedforward_dim == 64
 
 
 def test_sizes_off_the_grid_are_rounded_up() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskformer.annealing import set_progress
 from maskformer.config import ModelConfig
@@ -86,6 +87,15 @@ def learn(family: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model, pictures, discs
 
 
+def settle_batch_norms(model: nn.Module, pictures: Tensor) -> None:
+    """Running statistics of the batch itself: after so few steps the averages lag behind the weights."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            module.momentum = 1.0
+    model.train()(pictures)
+
+
 def mean_iou(probability: Tensor, discs: Tensor) -> float:
     """Over both classes and "nothing" of probabilities (2, 2, 64, 64)."""
     found = torch.cat((probability, torch.full((2, 1, SIDE, SIDE), 0.5)), 1).argmax(1)
@@ -101,7 +111,6 @@ def mean_iou(probability: Tensor, discs: Tensor) -> float:
 )
 def test_every_family_learns_one_batch_by_heart(family: str) -> None:
     model, pictures, discs = learn(family)
-    if family in ("eomt", "maskformer-swin", "mask2former-swin", "maskformer-v2"):
-        model.eval()  # no batch norm anywhere; the others know two pictures' statistics only
     with torch.no_grad():
-        assert mean_iou(semantic(model(pictures), (SIDE, SIDE)), discs) >= 0.95
+        settle_batch_norms(model, pictures)
+        assert mean_iou(semantic(model.eval()(pictures), (SIDE, SIDE)), discs) >= 0.95

@@ -69,7 +69,7 @@ def test_most_points_lie_where_a_mask_is_uncertain() -> None:
     target = target_of(2)
     target.valid[:12] = False
     compare = MaskPoints(target, CONFIG)
-    chosen = compare._choose(ramp)
+    chosen = compare._choose(ramp, compare.places)
     assert chosen.shape == (2, 200)
     uncertain, fresh = compare.places[chosen[:, :150]], compare.places[chosen[:, 150:]]
     assert (uncertain[..., 1] > 0.5).all(), "never in ignored ground while there is other"
@@ -79,6 +79,31 @@ def test_most_points_lie_where_a_mask_is_uncertain() -> None:
     rest = compare.seen.valid[:600] > 0
     rest[chosen[0, :150]] = False
     assert values[chosen[0, :150]].max() <= values[rest].min()
+
+
+def test_points_lie_in_valid_ground_alone_and_evenly() -> None:
+    torch.manual_seed(0)
+    valid = torch.zeros(20, 30, dtype=torch.bool)
+    valid[5:15, :10] = True
+    places = points.draw(20_000, valid)
+    assert ((places >= 0) & (places <= 1)).all()
+    x, y = (places * torch.tensor([30.0, 20.0])).T
+    assert (x < 10).all() and (y >= 5).all() and (y < 15).all()
+    counts = torch.histogramdd(torch.stack((y, x), 1), bins=[10, 10], range=[5.0, 15.0, 0.0, 10.0]).hist
+    assert counts.min() > 140 and counts.max() < 265, "200 a pixel"
+    assert (points.draw(50, torch.zeros(4, 4, dtype=torch.bool)) <= 1).all(), "nothing valid: anywhere, and weight 0"
+
+
+def test_sides_that_are_no_multiples_of_four_are_met_where_they_are() -> None:
+    """Logits of 9 x 9 cover 36 x 36 px of which the picture has 33: perfect logits agree with their target."""
+    torch.manual_seed(0)
+    disc = (torch.arange(36)[:, None] - 16.0).square() + (torch.arange(36) - 20.0).square() < 130
+    target = Target.from_masks(torch.zeros(1), disc[None, :33, :33], torch.ones(33, 33, dtype=torch.bool))
+    logits = 20 * (F.avg_pool2d(disc[None].float(), 4) - 0.5)
+    compare = MaskPoints(target, CONFIG.replace(importance_ratio=0.0, num_points=20_000))
+    places = points.on_logits(compare.places, (33, 33), (9, 9))
+    wrong = (points.sample_maps(logits, places) > 0) != (compare.seen.inside > 0.5)
+    assert wrong.float().mean() < 0.03
 
 
 def prediction_of(queries: int = 9, layers: int = 3, batch: int = 2) -> Prediction:
@@ -123,7 +148,7 @@ def test_losses_and_matching_are_transformers_on_the_same_points(monkeypatch: py
     prediction = prediction_of(layers=layers)
     targets = [target_of(4), target_of(2)]
 
-    monkeypatch.setattr(points, "draw", lambda count, device: places[:count])
+    monkeypatch.setattr(points, "draw", lambda count, valid: places[:count])
     got = build_criterion(config)(prediction, targets)
     pairs = Matcher(config)((*prediction.auxiliary, prediction), targets).pairs
 

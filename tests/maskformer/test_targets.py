@@ -23,7 +23,8 @@ def test_from_mask_set_keeps_overlaps_and_drops_the_unseen() -> None:
 def test_no_objects() -> None:
     target = Target.from_mask_set(MaskSet.empty((4, 6)), np.ones((4, 6), bool)).to("cpu")
     assert target.masks.shape == (0, 4, 6) and target.layers.shape == (1, 4, 6) and not target.layers.any()
-    check_targets([target], 1, (4, 8))
+    check_targets([target], 1, (4, 6))
+    check_targets([target], 1, (1, 2), stride=4)
 
 
 def test_canvas_must_agree() -> None:
