@@ -1,8 +1,8 @@
 """Values at points of the plane: logits by bilinear sampling, targets straight from label maps.
 
 Points are (x, y) in 0..1 of the whole picture, and lie in valid ground alone. Sampling is bilinear between pixel
-centres, 0 outside (`grid_sample(align_corners=False)`). Sampling N binary masks is looking up the label at the four corners: no mask is
-made, and the cost does not depend on N.
+centres, 0 outside (`grid_sample(align_corners=False)`). Sampling N binary masks is looking up the label at the four
+corners: no mask is made, and the cost does not depend on N.
 """
 
 from __future__ import annotations
