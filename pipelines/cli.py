@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from pipelines import telemetry
-from pipelines.commands import convert, demo, doctor, evaluate, export, inspect, models, plan, predict, train
+from pipelines.commands import convert, count, demo, doctor, evaluate, export, inspect, models, plan, predict, train
 
 OK, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 HOUSES = ("maskformer", "adapters", "pipelines", "flows")
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (plan, train, evaluate, predict, demo, inspect, models, convert, export, doctor):
+for module in (plan, train, evaluate, predict, count, demo, inspect, models, convert, export, doctor):
     app.command(module.NAME, epilog=module.EXAMPLE)(module.command)
 
 

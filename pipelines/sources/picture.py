@@ -110,7 +110,11 @@ def _header(path: Path) -> tuple[int, int]:
     """Width and height as people see them."""
     with _open(path) as picture:
         width, height = picture.size
-        return (height, width) if picture.getexif().get(_EXIF_ORIENTATION) in _LYING else (width, height)
+        try:  # of a PNG the tags may stand behind the pixels
+            orientation = picture.getexif().get(_EXIF_ORIENTATION)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"{path}: cannot be decoded (truncated?): {_reason(error)}") from None
+        return (height, width) if orientation in _LYING else (width, height)
 
 
 def _decode(path: Path) -> NDArray[np.uint8]:

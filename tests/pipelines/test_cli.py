@@ -19,7 +19,7 @@ HEAVY = (
     "torch", "timm", "prefect", "mlflow", "monai", "rasterio", "geopandas", "pandas", "numpy", "scipy",
     "pydantic", "transformers", "segmentation_models_pytorch",
 )  # fmt: skip
-VERBS = ("plan", "train", "evaluate", "predict", "demo", "inspect", "models", "convert", "export", "doctor")
+VERBS = ("plan", "train", "evaluate", "predict", "count", "demo", "inspect", "models", "convert", "export", "doctor")
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:
