@@ -136,9 +136,7 @@ class SliceLinker:
         )
 
 
-def link_slices(
-    shape: Sequence[int], slices: Iterable[tuple[int, MaskSet]], rules: LinkRules | None = None
-) -> MaskSet:
+def link_slices(shape: Sequence[int], slices: Iterable[tuple[int, MaskSet]], rules: LinkRules | None = None) -> MaskSet:
     """Link the objects of all slices of a volume `shape`; the result in canonical order."""
     linker = SliceLinker(shape, rules)
     parts = [linker.add(position, objects) for position, objects in slices]

@@ -8,7 +8,7 @@ from pipelines.volumes.linking import LinkRules, SliceLinker, link_slices, torn
 from pipelines.volumes.probabilities import Spool, averaged, smoothed
 
 
-def balls(seed: int, count: int = 12, shape: tuple[int, int, int] = (24, 40, 44), classes: int = 2) -> MaskSet:
+def balls(seed: int, count: int = 16, shape: tuple[int, int, int] = (24, 36, 40), classes: int = 2) -> MaskSet:
     """Ellipsoids that may overlap, never two centred on one column of one class."""
     random = np.random.default_rng(seed)
     z, y, x = np.indices(shape)
@@ -56,9 +56,7 @@ def test_the_order_within_a_slice_does_not_matter() -> None:
 def column(shape: tuple[int, int, int], present: list[int]) -> list[tuple[int, MaskSet]]:
     mask = np.zeros((1, *shape[1:]), bool)
     mask[0, 2:6, 2:6] = True
-    return [
-        (z, MaskSet.from_dense(mask, [0]) if z in present else MaskSet.empty(shape[1:])) for z in range(shape[0])
-    ]
+    return [(z, MaskSet.from_dense(mask, [0]) if z in present else MaskSet.empty(shape[1:])) for z in range(shape[0])]
 
 
 def test_an_empty_slice_separates_objects() -> None:
@@ -96,7 +94,7 @@ def test_closed_objects_come_out_at_once_and_memory_is_what_is_open() -> None:
     for z, one in column(shape, list(range(0, 1000, 2))):
         closed = linker.add(z, one)
         assert len(closed) == (z >= 2 and z % 2 == 0) and len(linker._open) <= 1
-    assert len(linker.finish()) == 0 or z % 2 == 1
+    assert len(linker.finish()) == 1
     with pytest.raises(ValueError, match="expected a slice"):
         linker.add(3, MaskSet.empty(shape[1:]))
 
