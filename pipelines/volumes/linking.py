@@ -7,6 +7,7 @@ the top of a ball is one voxel on a disc of sixty, an IoU of 0.02, and yet the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -156,7 +157,7 @@ def torn(objects: MaskSet) -> NDArray[np.bool_]:
             result[number] = True
             continue
         pieces = [_picture(objects.shape[1:], part[:, 1:]) for part in np.split(runs, starts[1:])]
-        result[number] = any(not len(a.overlaps(b)[0]) for a, b in zip(pieces, pieces[1:]))
+        result[number] = any(not len(a.overlaps(b)[0]) for a, b in itertools.pairwise(pieces))
     return result
 
 

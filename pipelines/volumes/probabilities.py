@@ -57,7 +57,7 @@ class Spool:
     def __init__(self, classes: int, shape: Sequence[int], folder: str | Path | None = None) -> None:
         self.classes = classes
         self.shape = tuple(int(n) for n in shape)
-        self._file = tempfile.TemporaryFile(dir=folder, prefix="maskbridge-planes-")
+        self._file = tempfile.TemporaryFile(dir=folder, prefix="maskbridge-planes-")  # noqa: SIM115 - closed by close()
         self._file.truncate(classes * int(np.prod(self.shape)))
 
     @property
