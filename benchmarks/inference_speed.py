@@ -46,8 +46,7 @@ def compare(name: str, peak: dict[str, float]) -> dict[str, Any]:
         sides[f"theirs {dtype_name}"] = theirs.forward(their_model, dtype)
         sides[f"ours {dtype_name}"] = ours.forward(our_model, dtype)
 
-    # Counted with gradients on: there both run plain linear layers, which the counter knows (fused ones it does not).
-    work = {"theirs": gigaflops(lambda: their_model(pixel_values=x)), "ours": gigaflops(lambda: our_model.eval()(x))}
+    work = {who: gigaflops(lambda run=sides[f"{who} fp32"]: run(x)) for who in ("theirs", "ours")}
     exact = sides["theirs fp32"](x)
     seconds = alternating({side: lambda run=run: run(x) for side, run in sides.items()}, ROUNDS)
     result: dict[str, Any] = {}

@@ -84,6 +84,7 @@ class TrainOptions(Strict):
     power: float = Field(0.9, gt=0, description="of the polynomial decay")
     clip: float | None = Field(0.1, gt=0, description="largest gradient norm")
     ema: float | None = Field(0.999, gt=0, lt=1, description="decay of the averaged weights; none turns it off")
+    grad_checkpointing: bool = Field(False, description="recompute activations instead of keeping them: less memory")
     augment: tuple[str, ...] = ("flip", "rotate", "scale", "colour")
     workers: int = Field(1, ge=0)
     log_every: int = Field(5, gt=0, description="steps between rows of the history")

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, float]
 # May differ between a run and its resumption: they move no weight, or (the length) are meant to be extended.
-FREE_OPTIONS = {"minutes", "steps", "workers", "log_every", "checkpoint_minutes"}
+FREE_OPTIONS = {"minutes", "steps", "workers", "log_every", "checkpoint_minutes", "grad_checkpointing"}
 ACCELERATE_NAMES = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -147,6 +147,8 @@ class _Run:
         }
         # The plain module: what is averaged and saved. `self.model` is the same behind autocast and DDP.
         self.module = model.to(self.device).to(memory_format=torch.channels_last).train()
+        if options.grad_checkpointing:
+            _recompute_activations(self.module)
         self.criterion = criterion.to(self.device).train()
         self.num_classes: int | None = getattr(getattr(criterion, "config", None), "num_classes", None)
         self.average = ModelEmaV3(model, decay=options.ema, use_warmup=True) if options.ema else None
@@ -332,6 +334,16 @@ class _Run:
             f"step {self.position.step + 1}: {what}; {kept}. "
             f"A lower train.learning_rate or train.precision fp32 may help"
         )
+
+
+def _recompute_activations(model: nn.Module) -> None:
+    """Switch gradient checkpointing on. Raises InputError where the model has none."""
+    try:
+        model.set_grad_checkpointing()  # type: ignore[operator]
+    except (AttributeError, ValueError):
+        config = getattr(model, "config", None)
+        what = getattr(config, "backbone", type(model).__name__)
+        raise InputError(f"train.grad_checkpointing: {what} cannot recompute its activations; switch it off") from None
 
 
 def _accelerator(precision: str) -> Accelerator:

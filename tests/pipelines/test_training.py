@@ -424,6 +424,34 @@ def test_works_outside_the_main_thread(tmp_path: Path) -> None:
     assert done == [8]
 
 
+def test_recomputed_activations_give_the_same_weights(tmp_path: Path) -> None:
+    models = []
+    # Frozen batch norms, as published for ResNets: others would count a batch twice in their running statistics.
+    small = {"backbone": "resnet10t", "num_classes": 2, "in_channels": 2, "num_queries": 8, "feedforward_dim": 64}
+    config = ModelConfig.from_preset("maskformer-resnet50", **small, decoder_layers=2, dropout=0.1)
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model, criterion = build_model(config), build_criterion(config)
+        settings = options(steps=2, batch=2, precision="fp32", grad_checkpointing=checkpointing)
+        fit(model, criterion, Pair(), settings, tmp_path / str(checkpointing))
+        models.append(model)
+    assert_same_weights(*models)
+    with pytest.raises(InputError, match="cannot recompute its activations"):
+        train(tmp_path / "tiny", grad_checkpointing=True)
+
+
+def test_a_wrong_label_is_named_before_it_leaves_the_processor(tmp_path: Path) -> None:
+    class Wrong(Pair):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, Target]:
+            image, target = super().__getitem__(index)
+            return image, target._replace(labels=torch.tensor([0, 9]))
+
+    model, criterion = real_model("maskformer", seed=0)
+    criterion.forward = lambda *_: pytest.fail("the criterion was asked")  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="label 9, but there are 2 classes"):
+        fit(model, criterion, Wrong(), options(steps=1, precision="fp32"), tmp_path)
+
+
 def test_half_precision_on_a_processor_is_refused(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
