@@ -8,11 +8,14 @@ counts.csv, report.html and run.json are made of the records there are, and can 
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -52,9 +55,7 @@ def pictures_of(place: str | Path) -> list[tuple[str, Path]]:
     """
     place = Path(place)
     if place.is_dir():
-        files = sorted(
-            p for p in place.iterdir() if p.suffix.lower() in PICTURES | VIDEOS and not p.name.startswith(".")
-        )
+        files = pictures_in(place)
         if not files:
             raise InputError(f"{place}: no pictures in the folder; expected {', '.join(sorted(PICTURES))}")
     elif place.exists():
@@ -64,6 +65,12 @@ def pictures_of(place: str | Path) -> list[tuple[str, Path]]:
     if len(files) == 1 and files[0].suffix.lower() in VIDEOS:
         _no_video(files[0])
     return [(file.name, file) for file in files]
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures and videos of a folder, sorted; hidden files are not seen."""
+    shown = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    return sorted(file for file in shown if file.suffix.lower() in PICTURES | VIDEOS)
 
 
 def count_pictures(
@@ -84,8 +91,21 @@ def count_pictures(
     bundle = load_bundle(model)
     pictures = pictures_of(place)
     settled = _settled(bundle, options or PredictOptions())
-    key = _key(bundle, settled)
-    known = read_records(out)
+    with _alone_in(out):
+        return _count_new(bundle, str(model), pictures, out, settled, overwrite, watch, on_progress)
+
+
+def _count_new(
+    bundle: Bundle,
+    model: str,
+    pictures: Sequence[tuple[str, Path]],
+    out: Path,
+    settled: PredictOptions,
+    overwrite: bool,
+    watch: Stopwatch,
+    on_progress: Progress | None,
+) -> CountRun:
+    key, known = _key(bundle, settled), read_records(out)
     stale = [record for record in known.values() if record["key"] != key]
     if stale and not overwrite:
         raise InputError(
@@ -104,7 +124,7 @@ def count_pictures(
         records = list(read_records(out).values())
         if records:
             with watch.stage("report"):
-                _write_summary(out, records, bundle, str(model), settled, failed, watch)
+                _write_summary(out, records, bundle, model, settled, failed, watch)
     if failed and not records:
         raise InputError(next(iter(failed.values())))
     return CountRun(out, records, len(wanted) - len(failed), failed)
@@ -181,6 +201,22 @@ def _count_one(name: str, path: Path, counter: Any, bundle: Bundle, key: str, ou
             }
             (folder.path / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             folder.commit()
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Wait until no other run counts into `out`: the folder itself is locked, so no lock file is left behind."""
+    with OutputFolder(out, "unused"):  # says in one readable line what is wrong with `out`
+        pass
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+        with suppress(OSError):  # only where nothing came of it
+            out.rmdir()
 
 
 def _is_counted(record: dict[str, Any] | None, path: Path, name: str, out: Path) -> bool:
