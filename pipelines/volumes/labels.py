@@ -20,6 +20,7 @@ from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.series import read_header
 from pipelines.volumes.source import VolumeSource, is_nifti, open_volume
 
+_BEYOND = "grid-constant"  # zeros beyond the outermost voxels; scipy's "constant" loses a border slice to 1e-6
 _TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are one lesion
 
 
@@ -187,13 +188,13 @@ def refuse_grid(where: Path, found: VolumeGeometry, wanted: VolumeGeometry, resa
 def move_labels(values: NDArray, grid: VolumeGeometry, onto: VolumeGeometry) -> NDArray:
     """A label map on another grid, any rotation: each voxel takes the nearest label, slice by slice; 0 outside."""
     matrix, offset = _between(grid, onto)
-    return ndimage.affine_transform(values, matrix, offset, onto.shape, order=0, cval=0, mode="constant")
+    return ndimage.affine_transform(values, matrix, offset, onto.shape, order=0, mode=_BEYOND)
 
 
 def move_mask(mask: NDArray[np.bool_], grid: VolumeGeometry, onto: VolumeGeometry) -> NDArray[np.bool_]:
     """A mask on another grid, any rotation, linearly and cut at one half."""
     matrix, offset = _between(grid, onto)
-    return ndimage.affine_transform(mask.astype(np.float32), matrix, offset, onto.shape, order=1) >= 0.5
+    return ndimage.affine_transform(mask.astype(np.float32), matrix, offset, onto.shape, order=1, mode=_BEYOND) >= 0.5
 
 
 def _between(grid: VolumeGeometry, onto: VolumeGeometry) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
