@@ -107,8 +107,10 @@ def _layout(sizes: Sizes, heads: int, points: int) -> _Layout:
             first.append(row)
             row += height + PAD
         own_x, own_y = _own_places(sizes, torch.device("cpu"))
-        heights, widths = torch.tensor(sizes, dtype=torch.float32).repeat_interleave(points, dim=0).unbind(1)
-        corner = (torch.tensor(first).repeat_interleave(points) * stride + PAD) * heads
+        heights, widths = (
+            torch.tensor(sizes, dtype=torch.float32, device="cpu").repeat_interleave(points, dim=0).unbind(1)
+        )
+        corner = (torch.tensor(first, device="cpu").repeat_interleave(points) * stride + PAD) * heads
         return _Layout(
             stride=stride,
             rows=row + 1,  # the last level's right neighbours wrap into one more row
@@ -118,7 +120,7 @@ def _layout(sizes: Sizes, heads: int, points: int) -> _Layout:
             low=torch.full_like(widths, -PAD),
             right=widths,
             bottom=heights,
-            origin=(corner + torch.arange(heads)[:, None]).float(),
+            origin=(corner + torch.arange(heads, device="cpu")[:, None]).float(),
         )
 
 

@@ -59,7 +59,10 @@ class MaskFormer(nn.Module):
 
         In training the prediction carries the earlier layers as `auxiliary`. Sides need not be multiples of 32, yet
         each stage then rounds up by itself and coarse maps reach past the picture; the pipelines pad to 32.
+        ValueError for an empty batch.
         """
+        if x.shape[0] == 0:
+            raise ValueError("expected at least one picture, got an empty batch")
         return self.query_decoder(self.pixel_decoder(self.backbone(x)))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

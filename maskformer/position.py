@@ -22,7 +22,7 @@ def sine_position(height: int, width: int, dim: int, device: torch.device) -> Te
     return _cached(height, width, dim, device)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _cached(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     # Made outside inference mode: a cached inference tensor could not take part in a later training step.
     with torch.inference_mode(False), torch.no_grad():

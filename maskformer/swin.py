@@ -202,7 +202,9 @@ class Plan(NamedTuple):
 def _cached(function: Any) -> Any:
     """One result a shape, kept; computed in place where a graph is being captured."""
 
-    @functools.lru_cache(maxsize=128)
+    @functools.lru_cache(
+        maxsize=24
+    )  # eight a picture size: three sizes, up to 100 MB each for windows of 12 at 1024 px
     def kept(*arguments: Any) -> Any:
         # Made outside inference mode: a cached inference tensor could not take part in a later training step.
         with torch.inference_mode(False), torch.no_grad():

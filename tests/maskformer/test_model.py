@@ -111,6 +111,11 @@ def test_a_transformer_fpn_from_before_its_own_width() -> None:
     assert ModelConfig.from_dict({**old, "encoder_feedforward_dim": 64}).encoder_feedforward_dim == 64
 
 
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty batch"):
+        tiny()(torch.zeros(0, 3, 64, 64))
+
+
 def test_sizes_off_the_grid_are_rounded_up() -> None:
     with torch.no_grad():
         assert tiny().eval()(torch.zeros(1, 3, 50, 65)).mask_logits.shape[-2:] == (13, 17)
