@@ -104,15 +104,18 @@ def _write(
     header.extensions.append(Nifti1Extension(_COMMENT, NOTICE.encode()))
     stored = header.get_data_dtype()  # in the header's byte order
     pages = max(1, _SLAB // max(1, geometry.shape[0] * geometry.shape[1] * dtype.itemsize))
-    with atomic_write(path) as temporary, Path(temporary).open("wb") as raw:
+    with (
+        atomic_write(path) as temporary,
+        Path(temporary).open("wb") as raw,
         # no name and no time in the gzip header: equal labels are equal bytes
-        with gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) as file:
-            header.write_to(file)
-            file.write(b"\0" * (int(header["vox_offset"]) - file.tell()))
-            for layer in layers:
-                for start in range(0, geometry.shape[2], pages):
-                    slab = layer[..., start : start + pages].astype(stored)
-                    file.write(slab.tobytes(order="F"))
+        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=0) as file,
+    ):
+        header.write_to(file)
+        file.write(b"\0" * (int(header["vox_offset"]) - file.tell()))
+        for layer in layers:
+            for start in range(0, geometry.shape[2], pages):
+                slab = layer[..., start : start + pages].astype(stored)
+                file.write(slab.tobytes(order="F"))
 
 
 def _header(geometry: VolumeGeometry, reference: Any) -> Any:
@@ -129,7 +132,7 @@ def _header(geometry: VolumeGeometry, reference: Any) -> Any:
         header["magic"] = single.default_structarr()["magic"]
         header["vox_offset"] = 0
     for text in _TEXTS:
-        if text in header.keys():
+        if text in header.keys():  # noqa: SIM118 - a header iterates over its keys but does not test for them
             header[text] = b""
     header["descrip"] = f"maskbridge, {NOTICE}".encode()
     header["intent_code"] = _INTENT_LABEL
