@@ -20,9 +20,11 @@ MIN_TRAINED = 1 << 22  # multiply-adds from which on a float32 training step tak
 def fast_linear(layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
     """activation(layer(x)), x (..., in_features); activation: "none", "relu" or "gelu" (the exact one).
 
-    Equal to 1e-5 in float32. Captured graphs, other devices and layers with hooks go the ordinary way.
+    Equal to 1e-5 in float32. Captured graphs, other devices, other classes of layers and layers with hooks go the
+    ordinary way. (Projections that are part of an attention's one weight are no layers: they have no hooks.)
     """
-    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if type(layer) is not nn.Linear or any(hooks):
         return _ACTIVATIONS[activation](layer(x))
     return fast_affine(layer.weight, layer.bias, x, activation)
 

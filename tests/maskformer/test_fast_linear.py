@@ -62,3 +62,10 @@ def test_half_precision_is_rounded_once_with_the_activation() -> None:
             fused = fast_linear(layer, x, "gelu")
     assert fused.dtype == torch.bfloat16
     assert (fused - exact).square().mean() <= 1.1 * (apart - exact).square().mean()
+
+
+def test_backward_hooks_are_heard() -> None:
+    layer, heard = nn.Linear(4, 4), []
+    layer.register_full_backward_hook(lambda *_: heard.append(1))
+    fast_linear(layer, torch.randn(3, 4, requires_grad=True)).sum().backward()
+    assert heard
