@@ -51,6 +51,8 @@ class Evidence(NamedTuple):
     certainty: NDArray[np.float64]
     shared: NDArray[np.int64]
     ties: list[Tie]
+    left_first: list[tuple[int, int]]  # (strip, key) of what found no partner
+    left_second: list[tuple[int, int]]
 
 
 class Tie(NamedTuple):
@@ -103,22 +105,30 @@ def compare(shape: tuple[int, ...], first: Sequence[View], second: Sequence[View
     exact fragments it finds every object (all its links are 1, and a sum of ones cannot be beaten); equal sums fall
     to the order of the views, which must therefore be canonical.
     """
-    filled = [(a, b) for a, b in zip(first, second, strict=True) if len(a.keys) and len(b.keys)]
-    if not filled:
+    both = [n for n in range(len(first)) if len(first[n].keys) and len(second[n].keys)]
+    left = tuple(
+        [(n, key) for n in set(range(len(first))) - set(both) for key in views[n].keys.tolist()]
+        for views in (first, second)
+    )
+    if not both:
         nothing = np.zeros(0, np.int64)
-        return Evidence(nothing, nothing, np.zeros(0), nothing, [])
+        return Evidence(nothing, nothing, np.zeros(0), nothing, [], *left)
+    filled = [(first[n], second[n]) for n in both]
     one, strip = _together([a for a, _ in filled])
-    other, _ = _together([b for _, b in filled])
-    i, j, shared = _shared_pixels(shape, filled, one, other, strip)
+    other, there = _together([b for _, b in filled])
+    i, j, shared = _shared_pixels(shape, filled, one, other, strip, there)
     smaller = np.minimum(one.areas[i], other.areas[j])
     iou = shared / (one.areas[i] + other.areas[j] - shared)
     strong = iou >= threshold
     links, ties, taken = _match(one, other, strip, i[strong], j[strong], shared[strong], iou[strong])
     free = ~(taken[0][i] | taken[1][j]) & (shared >= CONTAINED * smaller)
     if free.any():  # never so for exact fragments, all of which have found each other by now
-        late, _, _ = _match(one, other, strip, i[free], j[free], shared[free], iou[free])
+        late, _, late_taken = _match(one, other, strip, i[free], j[free], shared[free], iou[free])
+        taken[0][late_taken[0]] = taken[1][late_taken[1]] = True
         links += [(first, second, certainty - 1, pixels) for first, second, certainty, pixels in late]
-    return Evidence(*(np.concatenate(part) for part in zip(*links)), ties)
+    for views, strips, found, rest in ((one, strip, taken[0], left[0]), (other, there, taken[1], left[1])):
+        rest += [(both[n], key) for n, key in zip(strips[~found].tolist(), views.keys[~found].tolist())]
+    return Evidence(*(np.concatenate(part) for part in zip(*links)), ties, *left)
 
 
 def _match(
@@ -154,10 +164,9 @@ def _together(several: Sequence[View]) -> tuple[View, NDArray[np.int64]]:
 
 
 def _shared_pixels(
-    shape: tuple[int, ...], strips: Sequence[tuple[View, View]], one: View, other: View, strip: NDArray
+    shape: tuple[int, ...], strips: Sequence[tuple[View, View]], one: View, other: View, strip: NDArray, there: NDArray
 ) -> tuple[NDArray, NDArray, NDArray]:
     """Pairs (i, j) of one strip and class that share pixels, sorted, and how many."""
-    there = np.repeat(np.arange(len(strips)), [len(b.keys) for _, b in strips])
     _, label = np.unique(np.concatenate([one.labels, other.labels]), return_inverse=True)
     group = np.concatenate([strip, there]) * (label.max() + 1) + label
     size = rle.flat_size(shape)  # runs of different strips and classes lie apart

@@ -25,6 +25,7 @@ class Fragment(NamedTuple):
     score: float
     area: int
     seen_whole_by: tuple[int, ...]  # tiles that see all of a fragment which its own tile's inner border cuts
+    sides: int = 0  # the sides on which that border cuts a long one, as bits
 
 
 class Link(NamedTuple):
@@ -48,12 +49,14 @@ def components(
     have put two fragments of one tile into one object, or decided although the masks do not say how.
     """
     tiles = {fragment.tile for fragment in fragments.values()}
-    if not ties and len(tiles) == len(fragments):  # every link fits
+    if not ties and len(tiles) == len(fragments) and all(link.shared for link in links):  # every link fits
         return [sorted(fragments)], 0
     joined = _Joined(fragments)
     refused = 0
     for link in sorted(links, key=lambda one: (-one.certainty, -one.shared, one.first, one.second)):
-        refused += not joined.unite(link.first, link.second)
+        known = joined.find(link.first) == joined.find(link.second)
+        fits = joined.unite(link.first, link.second)
+        refused += not fits or (not link.shared and not known)  # no pixel in common: a guess across a gap
     joined.moved.clear()
     if ties:
         refused += _settle(fragments, runs, joined, sorted(ties, key=lambda one: (one.first, one.second)))
@@ -66,6 +69,7 @@ class _Joined:
     def __init__(self, fragments: Mapping[int, Fragment]) -> None:
         self.parent = {key: key for key in fragments}
         self.tiles = {key: {fragment.tile} for key, fragment in fragments.items()}
+        self.members = {key: [key] for key in fragments}
         self.moved: set[int] = set()  # tiles of the smaller sides since somebody looked
 
     def find(self, key: int) -> int:
@@ -90,6 +94,7 @@ class _Joined:
         self.parent[b] = a
         self.moved |= self.tiles[b]
         self.tiles[a] |= self.tiles.pop(b)
+        self.members[a] += self.members.pop(b)
         return True
 
     def groups(self) -> list[list[int]]:
@@ -97,6 +102,17 @@ class _Joined:
         for key in sorted(self.parent):
             found.setdefault(self.find(key), []).append(key)
         return list(found.values())
+
+
+def _known_sizes(fragments: Mapping[int, Fragment], joined: _Joined, keys: Sequence[int]) -> NDArray[np.int64]:
+    """(n,) areas of the objects that fragments belong to by now, in the tiles where all of these have a part.
+
+    Tells fragments apart that fill their tile alike, once other tiles have shown which of them is the larger one.
+    """
+    roots = [joined.find(key) for key in keys]
+    common = set.intersection(*(joined.tiles[root] for root in roots))
+    sizes = [sum(fragments[n].area for n in joined.members[root] if fragments[n].tile in common) for root in roots]
+    return np.array(sizes, np.int64)
 
 
 def _settle(fragments: Mapping[int, Fragment], runs: Runs, joined: _Joined, ties: list[Tie]) -> int:
@@ -117,7 +133,7 @@ def _settle(fragments: Mapping[int, Fragment], runs: Runs, joined: _Joined, ties
     waiting.sort(key=lambda tie: not (sides[tie.first].nested and sides[tie.second].nested))
     ambiguous = 0
     for tie in waiting:
-        ambiguous += _decide(joined, tie, sides)
+        ambiguous += _decide(fragments, joined, tie, sides)
         _follow(joined, ties, ties_of, [])
     return ambiguous
 
@@ -164,7 +180,7 @@ def _forced(joined: _Joined, tie: Tie) -> None:
         rows, columns = _remaining(joined, tie)
 
 
-def _decide(joined: _Joined, tie: Tie, sides: _Sides) -> int:
+def _decide(fragments: Mapping[int, Fragment], joined: _Joined, tie: Tie, sides: _Sides) -> int:
     """Pair the rest of a tie by evidence, then equal scores, nesting rank, nearest score.
 
     Returns how many of the links are a guess (two partially overlapping objects look nested in either tile)
@@ -175,13 +191,16 @@ def _decide(joined: _Joined, tie: Tie, sides: _Sides) -> int:
         return 0
     one, other = sides[tie.first].of(rows), sides[tie.second].of(columns)
     table = tie.iou[np.ix_(rows, columns)]
-    proven = one.twins or other.twins  # then it makes no difference
+    mine = _known_sizes(fragments, joined, [tie.first[r] for r in rows])
+    theirs = _known_sizes(fragments, joined, [tie.second[c] for c in columns])
+    # of twins that nobody has told apart yet it makes no difference which is which
+    proven = (one.twins and not np.ptp(mine)) or (other.twins and not np.ptp(theirs))
     if one.same_scores(other):  # to the bit, and no two alike: the same object seen twice
         preference = (one.scores[:, None] != other.scores[None, :]).astype(float)
         proven = True
     elif one.nested and other.nested:
         if len(rows) == len(columns):  # k-th smallest with k-th smallest; squares make crossing pairs dearer
-            away = (one.ranks[:, None] - other.ranks[None, :]) ** 2
+            away = (one.ranks(mine)[:, None] - other.ranks(theirs)[None, :]) ** 2
         else:
             away = np.abs(np.log(one.areas[:, None] / other.areas[None, :]))
         preference = away / max(away.max(), 1e-12) + 1e-3 * np.abs(one.scores[:, None] - other.scores[None, :])
@@ -239,12 +258,13 @@ class _Side:
         mine = np.unique(self.scores)
         return len(mine) == len(self.scores) and np.array_equal(mine, np.sort(other.scores))
 
-    @property
-    def ranks(self) -> NDArray[np.float64]:
-        """Rank by area; twins share the mean of theirs."""
-        smaller = (self.areas[None, :] < self.areas[:, None]).sum(axis=1)
-        equal = (self.areas[None, :] == self.areas[:, None]).sum(axis=1)
-        return smaller + (equal - 1) / 2
+    def ranks(self, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Rank by area, then by `sizes`; what is equal in both shares the mean of its ranks."""
+        areas = self.areas
+        alike = areas[None, :] == areas[:, None]
+        smaller = (areas[None, :] < areas[:, None]) | (alike & (sizes[None, :] < sizes[:, None]))
+        equal = alike & (sizes[None, :] == sizes[:, None])
+        return smaller.sum(axis=1) + (equal.sum(axis=1) - 1) / 2
 
 
 class _Sides(dict[tuple[int, ...], _Side]):

@@ -35,11 +35,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maskformer import runs as rle
 from maskformer.masks import MaskSet
-from pipelines.evidence import Tie, View, compare, views
+from pipelines.evidence import Evidence, Tie, View, compare, views
+from pipelines.gaps import GUESS, Gaps, bridges, cut_sides
 from pipelines.grid import Grid, Meetings, Tile
 from pipelines.linking import Fragment, Link, components
+from pipelines.ownership import free, unite
 from pipelines.spool import MEMORY, Spool
 
 LOCAL_BITS = 32  # a fragment's key is its tile's number, then its place in the tile's canonical order
@@ -82,6 +83,7 @@ class Stitcher:
         self._fragments: dict[int, Fragment] = {}
         self._runs = Spool(len(grid.shape) + 1, memory)
         self._home: dict[int, _Cluster] = {}
+        self._gaps = Gaps()
         self._finished = False
 
     @property
@@ -93,6 +95,11 @@ class Stitcher:
     def open_fragments(self) -> int:
         """Fragments held back because a missing tile may still change their object."""
         return len(self._fragments)
+
+    @property
+    def held(self) -> int:
+        """Bytes of runs of open objects in memory."""
+        return self._runs.held
 
     @property
     def spilled(self) -> int:
@@ -130,6 +137,8 @@ class Stitcher:
         """The objects that are still open (tiles never added count as empty); ends the stitching."""
         self._finished = True
         self._views.clear()
+        for tile in self._gaps.waiting():
+            self._bridge(tile)
         for cluster in self._home.values():
             cluster.open = 0
         last = self._close(sorted(self._fragments), MaskSet.empty(self.grid.shape))
@@ -153,12 +162,13 @@ class Stitcher:
     def _keep(self, number: int, border: MaskSet, keys: NDArray[np.int64], strips: Meetings) -> None:
         """Remember the fragments that touch a strip."""
         seen_whole = self._seen_whole(number, border.boxes, strips)
+        sides = cut_sides(self.grid, number, border.boxes)
         offsets, runs = border.offsets.tolist(), border.runs
         rows = zip(keys.tolist(), border.labels.tolist(), border.scores.tolist(), border.areas.tolist())
         for n, (key, label, score, area) in enumerate(rows):
             # a copy: a view would keep the whole tile alive
             self._runs.put(key, runs[offsets[n] : offsets[n + 1]].copy())
-            self._fragments[key] = Fragment(number, label, score, area, seen_whole.get(n, ()))
+            self._fragments[key] = Fragment(number, label, score, area, seen_whole.get(n, ()), sides[n])
             self._home[key] = _Cluster(key, 0)
 
     def _seen_whole(self, number: int, boxes: NDArray, strips: Meetings) -> dict[int, tuple[int, ...]]:
@@ -178,7 +188,7 @@ class Stitcher:
 
         Returns those tiles' fragments in the strips.
         """
-        first, second = [], []
+        first, second, pairs = [], [], []
         reached: list[int] = []
         home = self._home
         for other, view in zip(others, shown):
@@ -187,6 +197,7 @@ class Stitcher:
                 for key in view.keys.tolist():
                     home[key].open += 1
                 continue
+            pairs.append((number, other) if number < other else (other, number))
             theirs = self._views.pop((other, number))
             waiting = theirs.keys.tolist()
             for key in waiting:
@@ -203,7 +214,33 @@ class Stitcher:
             for key in (*tie.first, *tie.second):
                 cluster = self._join(tie.first[0], key)
             cluster.ties.append(tie)
-        return reached
+        return reached + self._look_for_gaps(number, others, pairs, found)
+
+    def _look_for_gaps(
+        self, number: int, others: Sequence[int], pairs: Sequence[tuple[int, int]], found: Evidence
+    ) -> list[int]:
+        """Note the long fragments that a strip's other tile did not find again; bridge the tiles that are complete.
+
+        Returns the fragments that no longer wait for that.
+        """
+        for left, side in ((found.left_first, 1), (found.left_second, 0)):
+            for at, key in left:
+                fragment, other = self._fragments[key], pairs[at][side]
+                if other not in fragment.seen_whole_by and self._gaps.note(self.grid, fragment, key, other):
+                    self._home[key].open += 1
+        complete = self._gaps.met(number, len(others), [a if b == number else b for a, b in pairs])
+        return [key for tile in complete for key in self._bridge(tile)]
+
+    def _bridge(self, tile: int) -> list[int]:
+        """Join what ends on both sides of a tile that did not find it; returns the fragments that waited for it."""
+        ends = self._gaps.pop(tile)
+        clusters = {id(self._home[key]): self._home[key] for key in ends}
+        known = {(link.first, link.second) for one in clusters.values() for link in one.links} if ends else set()
+        for one, other in bridges(self._fragments, ends, known):
+            self._join(one, other).links.append(Link(GUESS, 0, one, other))
+        for key in ends:
+            self._home[key].open -= 1
+        return ends
 
     def _join(self, one: int, other: int) -> _Cluster:
         """Put two fragments into one cluster."""
@@ -260,110 +297,3 @@ class Stitcher:
             return False
         own = {one.tile for one in found}
         return all(any(n in self._delivered and n not in own for n in one.seen_whole_by) for one in found)
-
-
-def free(
-    shape: tuple[int, ...], low: NDArray, high: NDArray, tile_low: NDArray, tile_high: NDArray
-) -> NDArray[np.bool_]:
-    """Axis by axis (the last axis): whether boxes lie in tiles and touch no border of them but the scene's."""
-    inner_low, inner_high = tile_low + (tile_low > 0), tile_high - (tile_high < np.array(shape))
-    return (low >= inner_low) & (high <= inner_high)
-
-
-def unite(
-    grid: Grid,
-    fragments: Sequence[Fragment],
-    runs_of: Sequence[NDArray[np.int32]],
-    owners: NDArray[np.int64],
-    count: int,
-) -> MaskSet:
-    """One mask for each of `count` objects from its fragments (sorted by tile) and their runs, `owners` (F,) telling
-    whose each is.
-
-    Where a tile saw all of an object, its fragment alone is the object: two noisy views cut together are worse than
-    either (by 0.01 of panoptic quality at 1.5 px of jitter). Else a pixel is decided by the tile whose centre is
-    nearest, if the object has a fragment there, else by the fragments it has. Score: the area-weighted mean, summed
-    in tile order.
-    """
-    if not fragments:
-        return MaskSet.empty(grid.shape)
-    runs = np.concatenate(runs_of)
-    piece_of = np.repeat(np.arange(len(fragments)), [len(one) for one in runs_of])
-    tiles = np.array([one.tile for one in fragments], np.int64)
-    labels = np.zeros(count, np.int64)
-    labels[owners] = [one.label for one in fragments]
-    area = np.array([one.area for one in fragments], np.float64)
-    score = np.array([one.score for one in fragments], np.float64)
-    scores = np.bincount(owners, area * score, count) / np.bincount(owners, area, count)
-    several = np.bincount(owners, minlength=count)[owners] > 1
-    best, settled = _whole_views(grid, runs, runs_of, tiles, owners, several)
-    runs, piece_of = runs[(~settled | best)[piece_of]], piece_of[(~settled | best)[piece_of]]
-    shared = (several & ~settled)[piece_of]
-    line_runs, line_piece = _owned(grid, runs[shared], piece_of[shared], tiles, owners, count)
-    emptied = np.bincount(owners[line_piece], minlength=count)[owners[piece_of]] == 0
-    plain = ~shared | (shared & emptied)  # nobody's centre claims it: the plain union keeps the object
-    all_runs = np.concatenate([line_runs, runs[plain]])
-    all_owner = owners[np.concatenate([line_piece, piece_of[plain]])]
-    start, stop = rle.to_flat(grid.shape, all_runs)
-    return MaskSet.from_flat(grid.shape, all_owner, start, stop, labels, scores.astype(np.float32))
-
-
-def _whole_views(
-    grid: Grid,
-    runs: NDArray,
-    runs_of: Sequence[NDArray],
-    tiles: NDArray,
-    owners: NDArray,
-    several: NDArray[np.bool_],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(F,) whether a fragment is the best view of its whole object, and whether its object has one.
-
-    A view of the whole is one in whose tile all the object's fragments lie, clear of its borders; the best is that
-    of the tile whose centre is nearest to the object's middle.
-    """
-    best = np.zeros(len(tiles), bool)
-    pieces = np.flatnonzero(several)
-    if not len(pieces):
-        return best, best
-    axes = len(grid.shape)
-    lengths = np.array([len(one) for one in runs_of])
-    boxes = rle.bounding_boxes(runs, np.concatenate([[0], np.cumsum(lengths)]))[pieces]
-    _, owner = np.unique(owners[pieces], return_inverse=True)
-    first = np.searchsorted(owner, np.arange(owner[-1] + 1))  # an object's fragments follow each other
-    low = np.minimum.reduceat(boxes[:, :axes], first)[owner]
-    high = np.maximum.reduceat(boxes[:, axes:], first)[owner]
-    tile_low, tile_high = grid.windows(tiles[pieces])
-    whole = free(grid.shape, low, high, tile_low, tile_high).all(axis=1)
-    away = (np.abs(tile_low + tile_high - low - high)).sum(axis=1).astype(np.float64)
-    away[~whole] = np.inf
-    order = np.lexsort((tiles[pieces], away, owner))
-    nearest = order[first]
-    nearest = nearest[whole[nearest]]
-    best[pieces[nearest]] = True
-    return best, np.isin(owners, owners[best])
-
-
-def _owned(
-    grid: Grid, runs: NDArray, piece_of: NDArray, tiles: NDArray, owners: NDArray, count: int
-) -> tuple[NDArray, NDArray]:
-    """Cut runs where the nearest tile centre changes, and drop the pieces a nearer tile's fragment decides."""
-    if not len(runs):
-        return runs, piece_of
-    borders = np.array(grid.cores[-1])
-    low = np.searchsorted(borders, runs[:, -2], "right") - 1
-    pieces = np.searchsorted(borders, runs[:, -1] - 1, "right") - low
-    core = np.zeros(len(runs), np.int64)
-    for axis in range(runs.shape[1] - 2):
-        core = core * grid.counts[axis] + np.searchsorted(grid.cores[axis], runs[:, axis], "right") - 1
-    source = np.repeat(np.arange(len(runs)), pieces)
-    column = rle.expand(low, pieces)
-    core = core[source] * grid.counts[-1] + column
-    cut = runs[source]
-    cut[:, -2] = np.maximum(cut[:, -2], borders[column])
-    cut[:, -1] = np.minimum(cut[:, -1], borders[column + 1])
-    piece = piece_of[source]
-    present = np.sort(owners * len(grid) + tiles)
-    wanted = owners[piece] * len(grid) + core
-    found = np.searchsorted(present, wanted)
-    elsewhere = (present[np.minimum(found, len(present) - 1)] == wanted) & (core != tiles[piece])
-    return cut[~elsewhere], piece[~elsewhere]
