@@ -20,6 +20,7 @@ from adapters.errors import InputError
 from adapters.overlap import OVERLAPS, Overlap, resolve
 from adapters.points import PointRule
 from adapters.reading import checked, one_of
+from adapters.volume import VolumeRules
 from maskformer.masks import MaskSet
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class DomainAdapter:
     covers: the classes tile the plane: a pixel without an object is unlabelled, not background.
     tile, tile_overlap: grid defaults in pixels. resolution: ground metres a pixel; spacing: (slice, row,
         column) in mm; both None where the data's own is meant. context_slices: neighbours on each side fed
-        as channels. points: how labels that are points become masks; an adapter with it counts, and evaluation adds
+        as channels. volume: grid, planes, series and nesting of volumes; spacing is then along the axes of its
+        orientation. points: how labels that are points become masks; an adapter with it counts, and evaluation adds
         the scores of counting.
     """
 
@@ -64,6 +66,7 @@ class DomainAdapter:
     spacing: tuple[float, float, float] | None = None
     context_slices: int = 0
     points: PointRule | None = None
+    volume: VolumeRules | None = None
 
     def __post_init__(self) -> None:
         what = f"adapter '{self.name}'"
@@ -81,6 +84,7 @@ class DomainAdapter:
             raise InputError(f"{what}: tile_overlap: expected less than tile ({self.tile}), found {self.tile_overlap}")
         if self.points is not None and not isinstance(self.points, PointRule):
             raise InputError(f"{what}: points: expected a PointRule, found {self.points!r}")
+        self._check_volume(what)
         if self.resolution is not None:
             object.__setattr__(self, "resolution", _positive(self.resolution, f"{what}: resolution"))
         if self.spacing is not None:
@@ -88,6 +92,17 @@ class DomainAdapter:
                 raise InputError(f"{what}: spacing: expected three lengths in mm, found {self.spacing!r}")
             spacing = tuple(_positive(v, f"{what}: spacing") for v in self.spacing)
             object.__setattr__(self, "spacing", spacing)
+
+    def _check_volume(self, what: str) -> None:
+        if self.volume is None:
+            return
+        if not isinstance(self.volume, VolumeRules):
+            raise InputError(f"{what}: volume: expected VolumeRules, found {self.volume!r}")
+        for name in (*self.volume.inside, *self.volume.inside.values()):
+            if name not in self.classes.names:
+                raise InputError(
+                    f"{what}: volume: inside: no class '{name}'; known are {', '.join(self.classes.names)}"
+                )
 
     def inputs(self, array: NDArray, valid: NDArray[np.bool_]) -> NDArray[np.float32]:
         """(C, h, w) values of the declared channels -> (C, h, w) float32 for the model, 0 where not valid.
@@ -131,6 +146,7 @@ class DomainAdapter:
             data[field.name] = getattr(self, field.name)
         data["channels"] = self.channels.to_list()
         data["classes"] = self.classes.to_dict()
+        data["volume"] = None if self.volume is None else self.volume.to_dict()
         data["points"] = None if self.points is None else self.points.to_dict()
         data["spacing"] = None if self.spacing is None else list(self.spacing)
         return data
@@ -144,6 +160,8 @@ class DomainAdapter:
         one_of(values.pop("version", FORMAT_VERSION), "adapter: version", [FORMAT_VERSION])
         values["channels"] = ChannelSet.from_list(values["channels"])
         values["classes"] = ClassSet.from_dict(values["classes"])
+        if values.get("volume") is not None:
+            values["volume"] = VolumeRules.from_dict(values["volume"])
         if values.get("points") is not None:
             values["points"] = PointRule.from_dict(values["points"])
         return cls(**values)

@@ -94,6 +94,8 @@ class VolumeRules:
         if len(set(self.planes)) < len(self.planes):
             raise InputError(f"volume: planes: one is named twice in {list(self.planes)}")
         object.__setattr__(self, "planes", tuple(self.planes))
+        if not isinstance(self.series, SeriesRule):
+            raise InputError(f"volume: series: expected a SeriesRule, found {self.series!r}")
         one_of(self.intensity, "volume: intensity", ("dataset", "volume"))
         object.__setattr__(self, "inside", dict(self.inside))
         for name in self.inside:
