@@ -2,7 +2,7 @@
 
 PyTorch sends float32 matrix products to MKL, which knows AMD's processors less well than oneDNN does. Swin-T at 512 px,
 float32, two cores of an AMD EPYC: 461 → 379 ms of processor time. Of a training step, forward and the gradient of the
-input go to oneDNN (1.1 to 1.9 times as fast there, by shape), the gradient of the weight stays with MKL (as fast).
+input go to oneDNN (1.0 to 1.6 and 1.1 to 1.9 times as fast there, by shape), the gradient of the weight stays with MKL.
 """
 
 from __future__ import annotations

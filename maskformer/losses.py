@@ -167,7 +167,7 @@ def matched_logits(layers: Sequence[Layer], pairs: Sequence[Sequence[Match]]) ->
     """Of each picture, of each layer: (M, h, w) float32 mask logits of the matched queries, and of no others.
 
     Where the layers share their mask features, they are multiplied out together: the gradient of the features is then
-    made once, not once a layer (which was a quarter of Mask2Former's loss and a tenth of its backward pass).
+    made once, not once a layer (whose fills and copies alone took 0.29 of 9.2 s: Mask2Former, float32, 20 objects).
     """
     features = layers[-1].mask_features
     embeds = [layer.mask_embed for layer in layers if layer.mask_features is features]
