@@ -17,7 +17,7 @@ _ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "gelu": F.gelu}
 MIN_TRAINED = 1 << 22  # multiply-adds from which on a float32 training step takes oneDNN; below, calls cost more
 
 
-def fast_linear(layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
+def fast_linear(layer: nn.Module, x: Tensor, activation: str = "none") -> Tensor:
     """activation(layer(x)), x (..., in_features); activation: "none", "relu" or "gelu" (the exact one).
 
     Equal to 1e-5 in float32. Captured graphs, other devices, other classes of layers and layers with hooks go the
