@@ -4,7 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
-PARTS = ("measure", "ours", "record", "stitching_rivals", "stitching_scene", "theirs")  # what benchmarks are made of
+# What benchmarks are made of.
+PARTS = ("density_unet", "measure", "ours", "record", "stitching_rivals", "stitching_scene", "theirs")
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in PARTS)
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapters.classes import Class, ClassSet
 from adapters.errors import InputError
+from adapters.points import PointRule
 from adapters.reading import did_you_mean, listing
 
 MOST_CLASSES = 40  # a column with more values is an identifier or a measurement, not a class
@@ -29,6 +30,7 @@ class Census:
     settings: dict[str, Any] = field(default_factory=dict)
     covers: bool = False
     warnings: tuple[str, ...] = ()
+    points: PointRule | None = None  # where labels are points: how they become masks
 
 
 def take_census(paths: Sequence[str], class_column: str | None = None, default_class: str | None = None) -> Census:
@@ -52,9 +54,13 @@ def _of_tables(paths: Sequence[str], class_column: str | None, default_class: st
     if not any(len(table) for table in tables):
         raise InputError(f"{paths[0]}: the labels are empty")
     settings: dict[str, Any] = {}
+    points: PointRule | None = None
     warnings: list[str] = []
     if any(table.boxes for table in tables):
         settings["boxes"] = "ellipse"
+    if any("Point" in geometry.geom_type for table in tables for geometry in table.geometries if geometry is not None):
+        points = PointRule()
+        warnings.append(f"LOOK: {points.words}; that is an assumption, change it under `adapter: points`.")
     if any("Line" in geometry.geom_type for table in tables for geometry in table.geometries if geometry is not None):
         settings["buffer_m"] = LINE_HALF_WIDTH_M
         warnings.append(f"LOOK: lines are taken as {LINE_HALF_WIDTH_M:g} m wide on each side, which is a guess.")
@@ -62,7 +68,9 @@ def _of_tables(paths: Sequence[str], class_column: str | None, default_class: st
     named = sorted({column for column in columns if column})
     if not named:
         name = default_class or _name_from(paths)
-        return Census(ClassSet((Class(name),)), "no column names a class", settings, warnings=tuple(warnings))
+        return Census(
+            ClassSet((Class(name),)), "no column names a class", settings, warnings=tuple(warnings), points=points
+        )
     values: Counter[Any] = Counter()
     for table, column in zip(tables, columns, strict=True):
         if column is not None and column not in table.columns:
@@ -80,7 +88,7 @@ def _of_tables(paths: Sequence[str], class_column: str | None, default_class: st
     if mute and len(classes) > 1 and not default_class:
         raise InputError(f"{mute[0]}: no column names the class, as '{named[0]}' does in others; name it with --class")
     why = f"from the column `{'`, `'.join(named)}`"
-    return Census(ClassSet(classes), why, settings, warnings=tuple(warnings))
+    return Census(ClassSet(classes), why, settings, warnings=tuple(warnings), points=points)
 
 
 def _class_column(table: Any) -> str | None:

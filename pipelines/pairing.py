@@ -15,7 +15,7 @@ from typing import Any
 from adapters.errors import InputError
 
 PICTURES = (".tif", ".tiff", ".vrt", ".jp2", ".png", ".jpg", ".jpeg", ".img", ".npz", ".npy")
-VECTORS = (".geojson", ".gpkg", ".shp", ".parquet", ".geoparquet", ".fgb", ".csv", ".xml", ".json")
+VECTORS = (".geojson", ".gpkg", ".shp", ".parquet", ".geoparquet", ".fgb", ".csv", ".xml", ".json", ".mat")
 LABEL_ARRAYS = ("msk", "mask", "masks", "label", "labels", "gt", "annotation", "y")
 MOST_VALUES = 64  # a label raster of more classes is rare; a photo's band has over a hundred values
 LOOKED_AT = 1024  # px of side of the corner read to tell labels from a scene
@@ -147,7 +147,7 @@ def _rank(label: Path) -> int:
 
 def _likeness(scene: Path, label: Path) -> int:
     """2 for one stem, 1 where one stem begins with the other's and a separator, else 0."""
-    one, other = _base(scene).stem.casefold(), label.stem.casefold()
+    one, other = _base(scene).stem.casefold(), label.stem.casefold().removeprefix("gt_")  # ShanghaiTech: GT_IMG_1.mat
     if one == other:
         return 2
     short, long = sorted((one, other), key=len)

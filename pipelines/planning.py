@@ -144,15 +144,16 @@ def write_plan(made: Plan, path: Path, *, overwrite: bool = False) -> None:
 
 def _survey(labelled: Sequence[Pair], options: PlanOptions, name: str) -> Survey:
     from pipelines.annotations import read_annotations
-    from pipelines.sources import open_source
+    from pipelines.sources import open_for, open_source
 
     census = take_census([str(p.labels) for p in labelled], options.class_column, options.default_class)
     with ExitStack() as stack:
         plain = [stack.enter_context(open_source(pair.scene)) for pair in labelled]
         encoded = any(set(source.scales) != {1.0} or set(source.offsets) != {0.0} for source in plain)
         channels = declare_channels([source.channels for source in plain], plain[0].dtype, encoded)
-        sources = [stack.enter_context(open_source(pair.scene, channels)) for pair in labelled]
-        adapter = DomainAdapter(name, fit_channels(sources, channels), census.classes, covers=census.covers)
+        adapter = DomainAdapter(name, channels, census.classes, covers=census.covers, points=census.points)
+        sources = [stack.enter_context(open_for(pair.scene, adapter)) for pair in labelled]
+        adapter = adapter.with_channels(fit_channels(sources, channels))
         settings = LabelOptions(**census.settings)
         read = [read_annotations(str(p.labels), s, adapter, settings) for p, s in zip(labelled, sources, strict=True)]
         return Survey(
@@ -206,6 +207,7 @@ def _settle(
         covers=survey.adapter.covers,
         tile=crop.value,
         tile_overlap=overlap.value,
+        points=survey.adapter.points,
     )
     preset = options.preset or (THING_PRESET if all(classes.is_thing) else STUFF_PRESET)
     weights = WEIGHTS if _backbone(preset) == WEIGHTS_FIT else None

@@ -22,11 +22,19 @@ _ROWS = 512  # of a label raster counted at a time
 
 def describe_label_file(path: str | Path, layer: str | None = None) -> dict[str, Any]:
     """See `pipelines.annotations.describe_labels`."""
+    if Path(path).is_dir():
+        return _folder(Path(path))
     if is_array_file(path):
         return _array(path)
     if Path(path).suffix.lower() in RASTERS:
         return _raster(path)
     return _table(read_table(Path(path), layer))
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    from pipelines.annotations.objects_folder import mask_files
+
+    return {"kind": "masks", "path": str(path), "count": len(mask_files(path))}
 
 
 def _table(table: Table) -> dict[str, Any]:

@@ -31,9 +31,7 @@ def folder_labels(path: Path, source: Source, adapter: DomainAdapter, options: L
 
     InputError where the folder holds no mask, or a mask of another size than the picture.
     """
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in MASKS and not file.name.startswith("."))
-    if not files:
-        raise InputError(f"{path}: no masks in the folder; expected one picture an object ({', '.join(sorted(MASKS))})")
+    files = mask_files(path)
     name = options.default_class or adapter.classes.names[0]
     if options.default_class is None and len(adapter.classes) > 1:
         raise InputError(f"{path}: which class are the masks? Name it with `default_class`")
@@ -56,6 +54,14 @@ def folder_labels(path: Path, source: Source, adapter: DomainAdapter, options: L
         "assumption": None,
     }
     return Annotations(objects, None, report)
+
+
+def mask_files(path: Path) -> list[Path]:
+    """The masks of a folder, sorted. InputError where there is none."""
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in MASKS and not file.name.startswith("."))
+    if not files:
+        raise InputError(f"{path}: no masks in the folder; expected one picture an object ({', '.join(sorted(MASKS))})")
+    return files
 
 
 def _one(file: Path, shape: tuple[int, ...], label: int) -> MaskSet:

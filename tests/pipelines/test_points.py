@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -277,6 +278,7 @@ def test_a_folder_of_masks_keeps_overlaps(tmp_path, photo) -> None:
         save(mask.astype(np.uint8) * 255, tmp_path / "masks" / f"{number}.png")
     annotations = read(tmp_path / "masks", photo)
     assert annotations.report["kind"] == "masks" and annotations.report["dropped"] == 1
+    assert describe_labels(tmp_path / "masks") == {"kind": "masks", "path": str(tmp_path / "masks"), "count": 5}
     np.testing.assert_array_equal(annotations.objects.to_dense(), masks[[0, 1, 2, 4]])
     save(np.zeros((5, 5), np.uint8), tmp_path / "masks" / "odd.png")
     with pytest.raises(InputError, match=r"odd\.png: expected the picture's size, 120 x 80 px, found 5 x 5"):
@@ -344,3 +346,19 @@ def test_a_pattern_is_one_scene_a_file(tmp_path) -> None:
     config.write_text(text.replace("*.png", "*.tif"))
     with pytest.raises(InputError, match="no file fits this pattern"):
         load_config(config)
+
+
+def test_a_plan_of_photos_with_points_counts(tmp_path) -> None:
+    from pipelines.planning import PlanOptions, plan
+
+    random = np.random.default_rng(0)
+    for folder in ("images", "ground-truth"):
+        (tmp_path / folder).mkdir()
+    for number in range(1, 5):
+        pixels = random.integers(0, 256, (96, 128, 3)).astype(np.uint8)
+        save(pixels, tmp_path / "images" / f"IMG_{number}.jpg")
+        scipy.io.savemat(tmp_path / "ground-truth" / f"GT_IMG_{number}.mat", shanghaitech(POINTS + number))
+    made = plan([tmp_path / "images"], [tmp_path / "ground-truth"], PlanOptions(), tmp_path)
+    assert [Path(item.labels).name for item in made.config.data] == [f"GT_IMG_{n}.mat" for n in range(1, 5)]
+    assert isinstance(made.config.adapter, dict) and made.config.adapter["points"] == PointRule().to_dict()
+    assert "LOOK: points are taken for discs" in made.text()
