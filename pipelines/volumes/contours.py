@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from adapters.errors import InputError
 from pipelines.volumes.geometry import VolumeGeometry
+from pipelines.volumes.resampling import pile
 
 if TYPE_CHECKING:
     from pipelines.volumes.labels import VolumeLabels
@@ -26,7 +27,7 @@ def read_structures(path: Path, geometry: VolumeGeometry, frame_of_reference: st
     A voxel belongs to a structure if its centre lies inside an odd number of its contours on that slice. Where
     contours are drawn more finely than the slices, each slice takes the nearest drawn plane.
     """
-    from pipelines.volumes.labels import VolumeLabels, pile
+    from pipelines.volumes.labels import VolumeLabels
 
     dataset = _load(path)
     names = {int(r.ROINumber): str(r.get("ROIName", "") or f"structure {r.ROINumber}") for r in dataset.get(
@@ -35,7 +36,8 @@ def read_structures(path: Path, geometry: VolumeGeometry, frame_of_reference: st
     if frame_of_reference and frames - {"", frame_of_reference}:
         raise InputError(f"{path}: its contours are drawn in another frame of reference than the scan's")
     notes: list[str] = []
-    parts, found = [], []
+    parts: list[tuple[int, NDArray[np.bool_], tuple[int, int, int]]] = []
+    found: list[str] = []
     for item in dataset.get("ROIContourSequence", []):
         name = names.get(int(item.ReferencedROINumber), f"structure {item.ReferencedROINumber}")
         boxes = _structure(path, name, item, geometry, notes)

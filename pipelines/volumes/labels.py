@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from adapters.errors import InputError
 from adapters.reading import listing
 from adapters.volume import VolumeRules
 from maskformer.masks import MaskSet
-from maskformer.runs import flat_size
 from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.series import read_header
 from pipelines.volumes.source import VolumeSource, is_nifti, open_volume
@@ -83,10 +82,9 @@ def nested(objects: MaskSet, classes: ClassSet, rules: VolumeRules) -> MaskSet:
     For classes without a nesting nothing changes.
     """
     names = list(classes.names)
-    for inner, outer in rules.inside.items():
-        for name in (inner, outer):
-            if name not in names:
-                raise InputError(f"volume: inside: no class '{name}'; known are {listing(names)}")
+    for name in (*rules.inside, *rules.inside.values()):
+        if name not in names:
+            raise InputError(f"volume: inside: no class '{name}'; known are {listing(names)}")
     outers = sorted({names.index(o) for o in rules.inside.values()})
     if not outers:
         return objects
@@ -202,19 +200,6 @@ def _between(grid: VolumeGeometry, onto: VolumeGeometry) -> tuple[NDArray[np.flo
     # whole numbers but for the headers' float32: nothing may fall out of the border by 1e-7
     change = np.where(np.abs(change - np.round(change)) < 1e-6, np.round(change), change)
     return change[:3, :3], change[:3, 3]
-
-
-def pile(shape: Sequence[int], parts: Sequence[tuple[int, NDArray[np.bool_], Sequence[int]]], count: int) -> MaskSet:
-    """Objects 0..count-1, each with its number as label, from boxes `(number, mask, offset)`; several unite."""
-    owners, starts, stops = [], [], []
-    for number, mask, offset in parts:
-        start, stop = MaskSet.from_dense(mask[None], [0]).place(shape, offset)._flat()
-        owners.append(np.full(len(start), number, np.int64))
-        starts.append(start)
-        stops.append(stop)
-    flat = [np.concatenate(p) if p else np.zeros(0, np.int64) for p in (owners, starts, stops)]
-    assert not len(flat[2]) or int(flat[2].max()) <= flat_size(tuple(shape))
-    return MaskSet.from_flat(tuple(shape), flat[0], flat[1], flat[2], np.arange(count))
 
 
 def _dicom_file(where: Path) -> tuple[Path, str]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from maskformer.masks import MaskSet
-from maskformer.runs import flat_size
 from pipelines.volumes.geometry import VolumeGeometry, codes_of
 
 _SLAB = 1 << 22  # voxels a dense matrix product works on at once
@@ -61,7 +60,8 @@ class Resampling:
             return np.ascontiguousarray(turned)
         if order == 0:
             steps = zip(self.turned, self.target.shape, self.factors)
-            return turned[(..., *np.ix_(*[_nearest(n, m, f) for n, m, f in steps]))]
+            places = np.ix_(*[_nearest(n, m, f) for n, m, f in steps])
+            return turned[..., places[0], places[1], places[2]]
         return _interpolate(turned, [_weights(n, m, f) for n, m, f in self._steps()])
 
     def forward_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -114,7 +114,8 @@ class Resampling:
     def _turn(self, volume: NDArray) -> NDArray:
         lead = volume.ndim - 3
         turned = volume.transpose(*range(lead), *(lead + a for a in self.axes))
-        return turned[(..., *(slice(None, None, -1 if flip else 1) for flip in self.flips))]
+        a, b, c = (slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return turned[..., a, b, c]
 
     def _turn_back(self, volume: NDArray) -> NDArray:
         turned = volume[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
@@ -123,20 +124,14 @@ class Resampling:
     def _objects(self, objects: MaskSet, grid: VolumeGeometry, other: VolumeGeometry, forward: bool) -> MaskSet:
         if objects.shape != grid.shape:
             raise ValueError(f"expected objects on {grid.shape}, found {objects.shape}")
-        parts, size = [], flat_size(other.shape)
-        for number in range(len(objects)):
-            if not objects.areas[number]:
-                continue
+        parts = []
+        for number in np.flatnonzero(objects.areas):
             box = objects.boxes[number]
-            window = [(int(a), int(b)) for a, b in zip(box[:3], box[3:])]
-            mask = objects[number].crop([slice(a, b) for a, b in window]).to_dense()[0]
-            moved, offset = self._move(mask, [a for a, _ in window], forward)
-            one = MaskSet.from_dense(moved[None], [0]).place(other.shape, offset)
-            parts.append((number, *one._flat()))
-        owners = np.concatenate([np.full(len(a), n) for n, a, _ in parts] or [np.zeros(0)]).astype(np.int64)
-        starts, stops = (np.concatenate([p[k] for p in parts] or [np.zeros(0)]).astype(np.int64) for k in (1, 2))
-        assert not len(stops) or stops.max() <= size
-        return MaskSet.from_flat(other.shape, owners, starts, stops, objects.labels, objects.scores)
+            window = [slice(int(a), int(b)) for a, b in zip(box[:3], box[3:])]
+            mask = objects[int(number)].crop(window).to_dense()[0]
+            moved, offset = self._move(mask, [part.start for part in window], forward)
+            parts.append((int(number), moved, offset))
+        return pile(other.shape, parts, len(objects)).with_labels(objects.labels).with_scores(objects.scores)
 
     def _move(self, mask: NDArray[np.bool_], start: Sequence[int], forward: bool) -> tuple[NDArray, list[int]]:
         """A box of a mask that begins at `start`: the same on the other grid, and where it begins there."""
@@ -200,9 +195,22 @@ def plan_resampling(
     return Resampling(geometry, target, (axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
 
+def pile(shape: Sequence[int], parts: Sequence[tuple[int, NDArray[np.bool_], Sequence[int]]], count: int) -> MaskSet:
+    """Objects 0..count-1, each with its number as label, from boxes `(number, mask, offset)`; several unite."""
+    owners, starts, stops = [], [], []
+    for number, mask, offset in parts:
+        start, stop = MaskSet.from_dense(mask[None], [0]).place(shape, offset)._flat()
+        owners.append(np.full(len(start), number, np.int64))
+        starts.append(start)
+        stops.append(stop)
+    owner, start, stop = (np.concatenate(p) if p else np.zeros(0, np.int64) for p in (owners, starts, stops))
+    return MaskSet.from_flat(tuple(shape), owner, start, stop, np.arange(count))
+
+
 def _centres(length: int, target: int, factor: float) -> NDArray[np.float64]:
     """(target,) positions of the target's centres on the source's axis; the middles of both axes coincide."""
-    return (np.arange(target) - (target - 1) / 2) / factor + (length - 1) / 2
+    middle = (np.arange(target, dtype=np.float64) - (target - 1) / 2) / factor
+    return middle + (length - 1) / 2
 
 
 def _nearest(length: int, target: int, factor: float) -> NDArray[np.int64]:
@@ -248,10 +256,10 @@ def _along(volume: NDArray[np.float32], matrix: sparse.csr_matrix, axis: int) ->
     result = np.empty((*before, matrix.shape[0], *after), np.float32)
     if axis == volume.ndim - 1:  # sparse columns would stride; a dense product by slabs is faster
         dense = np.ascontiguousarray(matrix.toarray().T)
-        lines, out = volume.reshape(-1, volume.shape[-1]), result.reshape(-1, result.shape[-1])
+        lines, rows = volume.reshape(-1, volume.shape[-1]), result.reshape(-1, result.shape[-1])
         step = max(1, _SLAB // max(dense.shape))
         for start in range(0, len(lines), step):
-            np.matmul(lines[start : start + step], dense, out=out[start : start + step])
+            np.matmul(lines[start : start + step], dense, out=rows[start : start + step])
         return result
     flat = volume.reshape(int(np.prod(before, dtype=np.int64)), volume.shape[axis], -1)
     out = result.reshape(len(flat), matrix.shape[0], -1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from adapters.errors import InputError
 from pipelines.volumes.geometry import VolumeGeometry
+from pipelines.volumes.resampling import pile
 
 if TYPE_CHECKING:
     from pipelines.volumes.labels import VolumeLabels
@@ -26,7 +27,7 @@ def read_segments(
 
     Fractional segments are cut at one half. Segments on another grid are refused with both grids, or moved there.
     """
-    from pipelines.volumes.labels import VolumeLabels, move_mask, pile, refuse_grid
+    from pipelines.volumes.labels import VolumeLabels, move_mask, refuse_grid
 
     dataset = _load(path)
     own = str(dataset.get("FrameOfReferenceUID", "") or "")

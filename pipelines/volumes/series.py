@@ -159,9 +159,9 @@ def find_series(folder: str | Path) -> list[Series]:
     found_series.sort(key=lambda s: (s.patient, s.modality, s.number or 0, s.uid, -len(s.slices)))
     count: dict[str, int] = defaultdict(int)
     result = []
-    for one in found_series:
-        count[one.uid] += 1
-        result.append(replace(one, part=count[one.uid]))
+    for series in found_series:
+        count[series.uid] += 1
+        result.append(replace(series, part=count[series.uid]))
     return result
 
 
