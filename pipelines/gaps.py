@@ -17,7 +17,7 @@ from pipelines.grid import Grid
 from pipelines.linking import Fragment
 
 GUESS = -2.0  # the certainty of such a link: below all others, which lie in [-1, 1]
-LONG = 0.3  # of a tile's length: what is shorter may be two houses on either side
+LONG = 0.4  # of a tile's length: what is shorter may be two houses on either side
 
 
 def cut_sides(grid: Grid, number: int, boxes: NDArray[np.int64]) -> list[int]:
