@@ -38,9 +38,7 @@ def write_seg(
     no file: the standard has no segmentation without segments. InputError where there is no series to refer to.
     """
     if not reference:
-        raise InputError(
-            f"{path.name}: DICOM-SEG refers to the slices of a DICOM series, and there is none to refer to"
-        )
+        raise InputError(f"{path.name}: DICOM-SEG refers to the slices of a DICOM series, and there is none")
     layer = objects.layer_numbers()
     layers = int(layer.max(initial=-1)) + 1
     together = layers < 2 or objects.shape[0] * objects.shape[1] * objects.shape[2] * len(objects) <= MOST_BYTES

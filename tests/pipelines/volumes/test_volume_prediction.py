@@ -1,0 +1,181 @@
+"""Volumes from file to files with a model that knows the answer: slices, links, grids, batches, memory."""
+
+import csv
+import json
+import logging
+import tracemalloc
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.base import DomainAdapter
+from adapters.channels import Channel, ChannelSet
+from adapters.classes import Class, ClassSet
+from maskformer.prediction import DensePrediction
+from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor
+from pipelines.volumes.slicing import ContextAdapter, Slices
+from pipelines.volumes.source import open_volume
+from pipelines.volumes.studies import predict_studies, predict_volume
+from tests.models import Oracle
+from tests.pipelines.volumes.make_dicom import CANARY, stack
+
+FAST = {"device": "cpu", "precision": "fp32"}
+AFFINE = np.array([[0, -1.0, 0.1, 30], [1.2, 0, 0, -20], [0, 0.1, 3, 5], [0, 0, 0, 1]])
+
+
+def adapter(classes: int = 2, **settings: object) -> DomainAdapter:
+    names = tuple(Class(f"class{k}") for k in range(classes))
+    return DomainAdapter("test", ChannelSet((Channel("image", (1,)),)), ClassSet(names), **settings)
+
+
+def truth(shape: tuple[int, int, int] = (20, 22, 16)) -> np.ndarray:
+    """Two classes, objects that end and begin, one above the other with an empty slice between."""
+    z = np.indices(shape)
+    labels = np.zeros(shape, np.int16)
+    for centre, radius, value in (((5, 6, 4), 4, 1), ((13, 14, 7), 5, 2), ((5, 16, 12), 3, 1)):
+        labels[sum((g - c) ** 2 for g, c in zip(z, centre)) <= radius**2] = value
+    labels[12:15, 2:5, 2:6] = labels[12:15, 2:5, 7:10] = 2
+    return labels
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    image = nibabel.Nifti1Image(array, affine)
+    image.header["descrip"] = CANARY.encode()
+    nibabel.save(image, path)
+    return path
+
+
+def model(classes: int = 2, **settings: object) -> VolumeModel:
+    return VolumeModel(Oracle(classes), adapter(classes, **settings), sha256="0" * 64, digest="1" * 64)
+
+
+class Threshold(nn.Module):
+    """Says class 0 where the picture is above one half."""
+
+    def forward(self, x: Tensor) -> DensePrediction:
+        return DensePrediction(torch.stack([20 * (x[:, 0] - 0.5), torch.zeros_like(x[:, 0])], 1))
+
+
+@pytest.mark.parametrize("planes", [None, ("axial",), ("coronal",), ("axial", "coronal", "sagittal")])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_truth_comes_back_from_any_plane(tmp_path: Path, planes: tuple | None, smooth: bool) -> None:
+    labels = truth()
+    options = VolumeOptions(**FAST, planes=planes, smooth=smooth)
+    folder = predict_volume(save(tmp_path / "scan.nii.gz", labels), model(), tmp_path / "out", options)
+    image = nibabel.load(folder / "labels.nii.gz")
+    if not smooth:
+        assert np.array_equal(np.asanyarray(image.dataobj), labels)
+    assert np.array_equal(image.affine, nibabel.load(tmp_path / "scan.nii.gz").affine)
+    objects = np.asanyarray(nibabel.load(folder / "objects.nii.gz").dataobj)
+    assert np.array_equal(objects > 0, labels > 0)
+    if planes in (None, ("axial",)):
+        assert len(np.unique(objects)) - 1 == 5  # what an empty slice parts is two objects
+        with (folder / "objects.csv").open() as file:
+            assert sorted(row["class"] for row in csv.DictReader(file)) == ["class0"] * 2 + ["class1"] * 3
+
+
+def test_small_objects_are_left_out_and_gaps_bridged_on_request(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii", truth())
+    few = predict_volume(path, model(), tmp_path / "a", VolumeOptions(**FAST, min_volume_mm3=1000))
+    assert json.loads((few / "run.json").read_text())["objects"] == 1
+    gap = predict_volume(path, model(), tmp_path / "b", VolumeOptions(**FAST, gap=1))
+    assert json.loads((gap / "run.json").read_text())["objects"] == 4
+
+
+def test_regions_of_a_semantic_task_touch_in_three_dimensions(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii", truth())
+    folder = predict_volume(path, model(), tmp_path / "out", VolumeOptions(**FAST, task="semantic"))
+    assert json.loads((folder / "run.json").read_text())["objects"] == 5
+
+
+def test_a_coarser_model_grid_gives_results_on_the_files_grid(tmp_path: Path) -> None:
+    labels = np.zeros((30, 30, 20), np.float32)
+    labels[6:20, 8:24, 4:16] = 1
+    path = save(tmp_path / "scan.nii", labels, np.diag([-1.0, 1, 1, 1]))
+    soft = VolumeModel(Threshold(), adapter(1, spacing=(2, 2, 2)))
+    folder = predict_volume(path, soft, tmp_path / "out", VolumeOptions(**FAST))
+    found = np.asanyarray(nibabel.load(folder / "labels.nii.gz").dataobj)
+    assert found.shape == labels.shape
+    objects = np.asanyarray(nibabel.load(folder / "objects.nii.gz").dataobj)
+    for one in (found, objects):
+        away = np.mean(np.nonzero(one == 1), 1) - np.mean(np.nonzero(labels), 1)
+        assert np.abs(away).max() < 0.1 and abs(int((one == 1).sum()) / labels.sum() - 1) < 0.15
+
+
+def test_context_comes_slice_by_slice() -> None:
+    values = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    slices = Slices(values, np.ones((3, 4, 5), bool), axis=1, context=1)
+    picture, valid = slices[0]
+    assert slices.shape == (4, 3, 5) and picture.shape == (6, 3, 5) and valid.shape == (3, 5)
+    assert np.array_equal(picture[:2], values[:, :, 0]) and np.array_equal(picture[2:4], values[:, :, 0])
+    assert np.array_equal(picture[4:], values[:, :, 1])
+    one = DomainAdapter(
+        "a", ChannelSet((Channel("x", (), 1, 2), Channel("y", (), 3, 4))), ClassSet((Class("c"),)), context_slices=1
+    )
+    scaled = ContextAdapter(one).inputs(picture, valid)
+    assert np.allclose(scaled[4], (picture[4] - 1) / 2) and np.allclose(scaled[5], (picture[5] - 3) / 4)
+
+
+def test_dicom_gets_a_segmentation_and_names_stay_inside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    labels = truth((6, 20, 24))
+    stack(tmp_path / CANARY, labels.astype(np.uint16), RescaleIntercept=0)
+    one = VolumeModel(Oracle(2), adapter(2), digest="1")
+    batch = predict_studies(
+        [tmp_path / CANARY, tmp_path / f"{CANARY} gone"], one, tmp_path / "out", VolumeOptions(**FAST)
+    )
+    assert [row.status for row in batch.rows] == ["done", "failed"] and batch.exit_code == 3
+    folder = tmp_path / "out" / batch.rows[0].folder
+    assert (folder / "segmentation.dcm").is_file()
+    assert np.array_equal(np.asanyarray(nibabel.load(folder / "labels.nii.gz").dataobj), labels)
+    for path in (tmp_path / "out").rglob("*"):
+        assert CANARY not in str(path.relative_to(tmp_path / "out"))
+        if path.is_file() and path.suffix != ".dcm":
+            assert CANARY.encode() not in path.read_bytes(), path
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("pipelines")]
+    assert ours and not any(CANARY in line for line in ours) and CANARY not in batch.table()
+
+
+def test_a_bad_study_does_not_stop_a_batch_and_a_rerun_does_what_is_missing(tmp_path: Path) -> None:
+    good = save(tmp_path / "good.nii.gz", truth())
+    bad = tmp_path / "bad.nii.gz"
+    bad.write_bytes(good.read_bytes()[:200])
+    predictor = VolumePredictor(model(), VolumeOptions(**FAST))
+    first = predict_studies([bad, good], predictor, tmp_path / "out")
+    assert [row.status for row in first.rows] == ["failed", "done"] and first.exit_code == 3
+    assert first.rows[0].reason and "bad" not in first.rows[0].reason
+    assert "failed" in (tmp_path / "out" / "summary.csv").read_text()
+    bad.write_bytes(save(tmp_path / "mended.nii.gz", truth()[:, :, :9]).read_bytes())
+    second = predict_studies([bad, good], predictor, tmp_path / "out")
+    assert [row.status for row in second.rows] == ["done", "there"] and second.exit_code == 0
+    assert second.rows[1].folder == first.rows[1].folder and second.rows[1].objects == first.rows[1].objects
+    other = VolumePredictor(model(), VolumeOptions(**FAST, min_volume_mm3=5))
+    assert predict_studies([good], other, tmp_path / "out").rows[0].status == "done"
+
+
+def test_equal_runs_give_equal_bytes(tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.nii", truth())
+    folders = [predict_volume(path, model(), tmp_path / name, VolumeOptions(**FAST)) for name in "ab"]
+    for name in ("labels.nii.gz", "labels.json", "objects.nii.gz", "objects.json", "objects.csv"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def test_memory_does_not_grow_with_classes_times_volume(tmp_path: Path) -> None:
+    classes, peaks = 120, []
+    predictor = VolumePredictor(model(classes), VolumeOptions(**FAST, batch=1, smooth=True, task="semantic"))
+    for depth in (16, 64):
+        labels = np.random.default_rng(0).integers(0, classes + 1, (4, 4, depth // 8)).astype(np.int16)
+        labels = labels.repeat(8, 0).repeat(8, 1).repeat(8, 2)
+        path = save(tmp_path / f"{depth}.nii", labels, np.diag([1.0, 1, 2, 1]))
+        with open_volume(path) as source:
+            tracemalloc.start()
+            result = predictor(source)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert len(np.unique(result.labels)) > 25
+    more = (64 - 16) * 32 * 32  # voxels; float16 probabilities of all classes would be 240 bytes each
+    assert peaks[1] - peaks[0] < 24 * more, f"{peaks} bytes"
