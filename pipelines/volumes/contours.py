@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,8 @@ def _across(path: Path, name: str, drawn: list[NDArray]) -> int:
 
 def _load(path: Path) -> Any:
     try:
-        return pydicom.dcmread(path)
+        with warnings.catch_warnings():  # pydicom's quote values
+            warnings.simplefilter("ignore")
+            return pydicom.dcmread(path)
     except (OSError, ValueError, EOFError, pydicom.errors.InvalidDicomError) as error:
         raise InputError(f"{path}: not a readable RTSTRUCT: {type(error).__name__}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +143,9 @@ def _own_grid(path: Path, affines: list[NDArray], shape: tuple[int, ...]) -> Vol
 
 def _load(path: Path) -> Any:
     try:
-        dataset = pydicom.dcmread(path)
+        with warnings.catch_warnings():  # pydicom's quote values
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path)
     except (OSError, ValueError, EOFError, pydicom.errors.InvalidDicomError) as error:
         raise InputError(f"{path}: not a readable DICOM-SEG: {type(error).__name__}") from error
     for tag in ("SegmentSequence", "PerFrameFunctionalGroupsSequence", "PixelData"):

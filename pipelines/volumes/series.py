@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -174,7 +175,9 @@ def read_header(path: Path) -> Any | None:
         bare = head[:2] in (b"\x08\x00", b"\x02\x00") and len(head) == 132
         if head[128:] != b"DICM" and not bare:
             return None
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=_TAGS)
+        with warnings.catch_warnings():  # pydicom's quote the values they complain of, a name among them
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=_TAGS)
         return dataset if "SOPClassUID" in dataset or "Rows" in dataset else None
     except (OSError, ValueError, KeyError, AttributeError, EOFError, pydicom.errors.InvalidDicomError, TypeError):
         return None
