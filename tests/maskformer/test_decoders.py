@@ -112,7 +112,7 @@ def test_detr_decoder() -> None:
 
 
 def test_transformer_fpn_is_an_fpn_over_its_encoder() -> None:
-    config = CONFIG.replace(pixel_decoder="transformer_fpn", encoder_layers=2)
+    config = CONFIG.replace(pixel_decoder="transformer_fpn", encoder_layers=2, encoder_feedforward_dim=48)
     decoder = TransformerFPN(CHANNELS, config).eval()
     x = features()
     with torch.no_grad():
