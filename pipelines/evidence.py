@@ -128,7 +128,8 @@ def compare(shape: tuple[int, ...], first: Sequence[View], second: Sequence[View
         links += [(first, second, certainty - 1, pixels) for first, second, certainty, pixels in late]
     for views, strips, found, rest in ((one, strip, taken[0], left[0]), (other, there, taken[1], left[1])):
         rest += [(both[n], key) for n, key in zip(strips[~found].tolist(), views.keys[~found].tolist())]
-    return Evidence(*(np.concatenate(part) for part in zip(*links)), ties, *left)
+    keys, others, certainty, pixels = (np.concatenate(part) for part in zip(*links))
+    return Evidence(keys, others, certainty, pixels, ties, *left)
 
 
 def _match(

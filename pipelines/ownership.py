@@ -84,7 +84,7 @@ def _whole_views(
     low = np.minimum.reduceat(boxes[:, :axes], first)[owner]
     high = np.maximum.reduceat(boxes[:, axes:], first)[owner]
     tile_low, tile_high = grid.windows(tiles[pieces])
-    whole = free(grid.shape, low, high, tile_low, tile_high).all(axis=1)
+    whole = np.logical_and.reduce(free(grid.shape, low, high, tile_low, tile_high), axis=1)
     away = (np.abs(tile_low + tile_high - low - high)).sum(axis=1).astype(np.float64)
     away[~whole] = np.inf
     order = np.lexsort((tiles[pieces], away, owner))

@@ -78,7 +78,7 @@ class Spool:
             if self.held <= self.limit // 2:
                 break
             runs = np.ascontiguousarray(self._memory.pop(key), np.int32)
-            self._file.write(runs)
+            self._file.write(runs.tobytes())
             self._places[key] = (self._end, runs.nbytes)
             self.held -= runs.nbytes
             self._end += runs.nbytes
@@ -91,7 +91,7 @@ class Spool:
         for key, (start, length) in sorted(self._places.items(), key=lambda item: item[1]):
             runs = self._read(start, length)
             self._file.seek(end)
-            self._file.write(runs)
+            self._file.write(runs.tobytes())
             self._places[key] = (end, length)
             end += length
         self._file.truncate(end)

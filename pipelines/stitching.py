@@ -12,11 +12,13 @@ The law, in the order in which it is applied:
    objects cover a strip alike, evidence is equal; such ties come last: first what other links force, then
    equal scores, then nesting (k-th smallest with k-th smallest), then the nearest score. A link that would
    put two fragments of one tile into one object is refused.
-4. Union-find over the links. An object that is nothing but fragments which their own tiles cut, and which other
-   tiles would have seen whole, is dropped. A pixel is decided by the tile whose centre is nearest among those in
-   which the object has a fragment (for exact fragments this is the plain union). Score: mean weighted by area,
-   summed in tile order.
-5. An object is given back as soon as all strips it touches are complete. Row-major order therefore keeps little
+4. What exact fragments never leave over, noise does: fragments that nothing claims are linked where half of the
+   smaller one is shared, and two long ends on either side of a tile that missed them are joined (`pipelines.gaps`).
+5. Union-find over the links. An object that is nothing but fragments which their own tiles cut, and which other
+   tiles would have seen whole, is dropped. An object that a tile saw whole is that tile's view; else a pixel is
+   decided by the tile whose centre is nearest among those in which the object has a fragment (for exact fragments
+   both are the plain union, `pipelines.ownership`). Score: mean weighted by area, summed in tile order.
+6. An object is given back as soon as all strips it touches are complete. Row-major order therefore keeps little
    more than a row of tiles; any other order gives the same objects, ids and scores, with more memory.
 
 True limits. No mask can say which is which when two partially overlapping objects of one class coincide in a
@@ -157,7 +159,7 @@ class Stitcher:
             high.append(starts[position + 1] if position + 1 < len(starts) else self.grid.shape[axis])
         boxes = scene.boxes
         out = (boxes[:, :axes] < low) | (boxes[:, axes:] > high)
-        return out.any(axis=1)
+        return np.logical_or.reduce(out, axis=1)
 
     def _keep(self, number: int, border: MaskSet, keys: NDArray[np.int64], strips: Meetings) -> None:
         """Remember the fragments that touch a strip."""
