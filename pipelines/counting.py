@@ -153,8 +153,8 @@ class Counter:
     ) -> None:
         assert options.tile is not None and options.overlap is not None, "settled options"
         self.adapter, self.options, self.smallest = adapter, options, smallest
-        self._witness = _Witness(model)
-        self._predictor = Predictor(self._witness, adapter, options)
+        self._predictor = Predictor(_Witness(model), adapter, options)
+        self._witness: Any = self._predictor.model  # in half precision a copy of the one handed in
         self._score = DEFAULT_SCORE if options.score is None else options.score
 
     def count(self, source: Any, on_crop: Callable[[int, int], None] | None = None) -> PictureCount:

@@ -78,8 +78,8 @@ def _points(path: Path, held: Any) -> Table:
             raise InputError(f'{path}: point {number}: expected [x, y] or {{"x": .., "y": ..}}, found {str(row)[:60]}')
         points.append((x, y))
         names.append(name)
-    columns = {"columns": {"class": names}} if any(name is not None for name in names) else {}
-    return table_of_points(path, np.array(points, np.float64).reshape(-1, 2), **columns)
+    columns = {"class": names} if any(name is not None for name in names) else {}
+    return table_of_points(path, np.array(points, np.float64).reshape(-1, 2), columns=columns)
 
 
 def _place(row: Any) -> tuple[float | None, float | None, Any]:

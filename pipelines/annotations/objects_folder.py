@@ -83,9 +83,8 @@ def read_dots(path: Path) -> Table:
 def _pixels(file: Path) -> NDArray:
     """(H, W): the largest value over the colours, alpha left out; palettes by their colours."""
     try:
-        with Image.open(file) as picture:
-            if picture.mode in ("P", "PA"):
-                picture = picture.convert("RGB")
+        with Image.open(file) as opened:
+            picture = opened.convert("RGB") if opened.mode in ("P", "PA") else opened
             values = np.asarray(picture)
             alpha = picture.mode in ("LA", "RGBA")
     except (OSError, ValueError, SyntaxError) as error:

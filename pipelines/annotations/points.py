@@ -29,7 +29,7 @@ def one_point_a_row(table: Table) -> Table:
     # Only where it is safe: an empty geometry has no part and has to stay, to be reported with its row.
     parts = [list(shapely.get_parts(g)) if t == 4 else [g] for g, t in zip(table.geometries, types)]
     parts = [found or [g] for found, g in zip(parts, table.geometries)]
-    index = np.repeat(np.arange(len(parts)), [len(found) for found in parts])
+    index = np.repeat(np.arange(len(parts)), [len(found) for found in parts]).tolist()
     geometries = np.array([*(g for found in parts for g in found), None], object)[:-1]
     rows = [table.rows[i] for i in index]
     return Table(

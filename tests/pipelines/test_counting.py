@@ -117,6 +117,11 @@ def test_both_counts_of_a_lattice_are_right_on_every_grid() -> None:
         assert result.interval[0] <= 80 <= result.interval[1]
 
 
+def test_half_precision_counts_too() -> None:
+    result = counter(Spots(120), precision="bf16").count(spots(8, 10))
+    assert result.count == 80 and result.expected == pytest.approx(80, abs=0.5)
+
+
 def test_a_full_crop_is_split_until_its_queries_suffice() -> None:
     picture = spots(8, 8)  # 64 objects on 128 px
     model = Spots(20)
