@@ -6,6 +6,7 @@ memory does not grow with the number of classes. Several planes are averaged thr
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from adapters.base import DomainAdapter
+from adapters.medical import for_volume
 from adapters.volume import Plane, VolumeRules
 from maskformer.masks import MaskSet
 from pipelines.assembly import DEFAULT_SEMANTIC, class_map
@@ -80,7 +82,7 @@ class VolumeModel:
 
     @property
     def rules(self) -> VolumeRules:
-        return getattr(self.adapter, "volume", None) or VolumeRules()
+        return self.adapter.volume or VolumeRules()
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,16 @@ class VolumePredictor:
         values, valid = source.read()
         values = resampling.forward(values)
         valid = np.ones(resampling.target.shape, bool) if valid.all() else resampling.forward_mask(valid)
+        self._scale_for(source)
         labels, objects, pieces = self._on_grid(values, valid, resampling.target, source, on_progress)
         del values, valid
         return VolumeResult(*self._back(labels, objects, resampling, source.geometry), pieces)
+
+    def _scale_for(self, source: VolumeSource) -> None:
+        """Channels fitted to the whole volume where the adapter wants that; the network stays as it is prepared."""
+        fitted = cast(DomainAdapter, ContextAdapter(for_volume(self.model.adapter, source)))
+        self.predictor = copy.copy(self.predictor)
+        object.__setattr__(self.predictor, "adapter", fitted)  # replace() would prepare the network anew
 
     def _on_grid(
         self,

@@ -70,7 +70,7 @@ class ContextAdapter:
 
 
 def turn_objects(objects: MaskSet, axis: int) -> MaskSet:
-    """Objects of (slices, height, width) on the volume whose axis `axis` is the slices'; costs what their boxes cost."""
+    """Objects of (slices, height, width) on the volume whose axis `axis` is the slices'; costs their boxes."""
     if axis == 0 or not len(objects):
         return objects if axis == 0 else MaskSet.empty(_turned(objects.shape, axis))
     shape = _turned(objects.shape, axis)

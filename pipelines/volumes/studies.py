@@ -31,7 +31,7 @@ FAILED = 3  # the exit code of a batch in which a study failed
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One line of a batch's summary. status: `done`, `there` (was finished before) or `failed`; `study` counts from 1."""
+    """One line of a batch's summary; `study` counts from 1. status: `done`, `there` (made before) or `failed`."""
 
     study: int
     status: str
@@ -101,7 +101,7 @@ def predict_studies(
             row = StudyRow(number, "done" if fresh else "there", folder.name, objects)
         except InputError as error:
             row = StudyRow(number, "failed", reason=_discreet(str(error), path, number, predictor.options.keep_names))
-        except Exception as error:  # whatever it is, the night's other studies are not to wait for it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the night's other studies are not to wait for it
             # neither text nor traceback: a library's message may quote a header, and a header a name
             row = StudyRow(number, "failed", reason=f"unexpected {type(error).__name__}; predict it alone to see more")
         rows.append(StudyRow(**{**asdict(row), "seconds": round(time.perf_counter() - started, 1)}))
