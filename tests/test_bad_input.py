@@ -358,7 +358,8 @@ def test_a_scene_without_a_crs_is_predicted_and_said_so(place: Place) -> None:
     assert folder == place.out / "scene-2"
     assert {key: value for key, value in snapshot(place.out).items() if key in before} == before
     assert {path.name for path in folder.iterdir()} == {
-        "semantic.tif", "semantic.tif.aux.xml", "objects.gpkg", "objects.qml", "objects.parquet", "report.html", "run.json",
+        "semantic.tif", "semantic.tif.aux.xml", "objects.gpkg", "objects.qml", "objects.parquet", "report.html",
+        "run.json",
     }  # fmt: skip
     manifest = json.loads((folder / "run.json").read_text())
     assert manifest["source"]["crs"] is None
