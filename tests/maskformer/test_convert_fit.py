@@ -117,7 +117,7 @@ def test_more_channels_at_their_mean_change_nothing(make) -> None:
 def test_impossible_changes_are_named(theirs: nn.Module) -> None:
     with pytest.raises(ValueError, match="num_classes: 3, but 2 classes are named"):
         convert.from_transformers(theirs, num_classes=3, classes=["a", "b"])
-    with pytest.raises(ValueError, match="num_queries: 0 is not a positive number"):
+    with pytest.raises(ValueError, match="num_queries: 0 is not a positive whole number"):
         convert.from_transformers(theirs, num_queries=0)
     with pytest.raises(ValueError, match="are not three different channels"):
         convert.from_transformers(theirs, in_channels=4, rgb=(0, 1, 7))
