@@ -16,6 +16,7 @@ from maskformer import map_losses, points
 from maskformer.config import ModelConfig
 from maskformer.mask_losses import ALPHA, MaskLosses
 from maskformer.matching import Layer, Match, Matcher
+from maskformer.point_losses import PointLosses
 from maskformer.prediction import STRIDE, Prediction
 from maskformer.targets import Target, check_targets
 
@@ -128,24 +129,23 @@ class MaskPoints:
         self.places = points.draw(self.candidates + fresh, target.valid)
         self.seen = points.sample_target(target, self.places)
         self.size = target.valid.shape
+        self.everywhere = target.valid.device.type == "cpu" and bool(self.seen.valid.all())
 
     def __call__(self, logits: Tensor, objects: Tensor) -> tuple[Tensor, Tensor]:
         places = points.on_logits(self.places, self.size, logits.shape[1:])
-        chosen = self._choose(logits.detach(), places)  # (M, P)
-        x = points.sample_own(logits, places[chosen])
+        values = points.sample_maps(logits.detach(), places)
+        chosen = self._choose(values)  # (M, P)
         t = self.seen.inside[objects].gather(1, chosen)
-        return self._losses(x, t, self.seen.valid[chosen])
+        v = None if self.everywhere else self.seen.valid[chosen]
+        return PointLosses.apply(logits, places, chosen, values.gather(1, chosen), t, v, self.focal)
 
-    def _choose(self, logits: Tensor, places: Tensor) -> Tensor:
-        fresh = torch.arange(self.candidates, len(places), device=logits.device).expand(len(logits), -1)
+    def _choose(self, values: Tensor) -> Tensor:
+        """values (M, all places) → (M, P): the most uncertain candidates, and the fresh places."""
+        fresh = torch.arange(self.candidates, len(self.places), device=values.device).expand(len(values), -1)
         if not self.uncertain:
             return fresh
-        values = points.sample_maps(logits, places[: self.candidates])
-        most = points.most_uncertain(values, self.seen.valid[: self.candidates], self.uncertain)
-        return torch.cat((most, fresh), 1)
-
-    def _losses(self, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return pixel_loss(x, t, v, self.focal), dice_loss(x, t, v)
+        one = slice(self.candidates)
+        return torch.cat((points.most_uncertain(values[:, one], self.seen.valid[one], self.uncertain), fresh), 1)
 
 
 class CoarseMasks:

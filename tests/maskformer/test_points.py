@@ -69,7 +69,7 @@ def test_most_points_lie_where_a_mask_is_uncertain() -> None:
     target = target_of(2)
     target.valid[:12] = False
     compare = MaskPoints(target, CONFIG)
-    chosen = compare._choose(ramp, compare.places)
+    chosen = compare._choose(points.sample_maps(ramp, compare.places))
     assert chosen.shape == (2, 200)
     uncertain, fresh = compare.places[chosen[:, :150]], compare.places[chosen[:, 150:]]
     assert (uncertain[..., 1] > 0.5).all(), "never in ignored ground while there is other"
