@@ -196,6 +196,6 @@ def _bridge(one: _Open, position: int, fragment: MaskSet) -> list[tuple[int, Mas
     missing = range(one.last + 1, position)
     if not missing:
         return []
-    both = (one.front.to_dense() & fragment.to_dense()).any(axis=0)[None]
+    both = np.asarray((one.front.to_dense() & fragment.to_dense()).any(axis=0))[None]
     piece = MaskSet.from_dense(both, [one.label])
     return [(place, piece) for place in missing]

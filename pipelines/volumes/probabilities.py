@@ -89,7 +89,7 @@ class Spool:
             self._get((k * depth + position) * height * width, height * width).reshape(height, width)
             for k in range(self.classes)
         ]
-        return np.stack(pages).astype(np.float32) / LEVELS
+        return (np.stack(pages).astype(np.float32) / LEVELS).astype(np.float32, copy=False)
 
     def close(self) -> None:
         """Remove the file."""
@@ -118,4 +118,4 @@ def averaged(spools: Sequence[Spool]) -> Iterator[NDArray[np.float32]]:
         total = spools[0].read(position)
         for other in spools[1:]:
             total += other.read(position)
-        yield total / len(spools)
+        yield (total / len(spools)).astype(np.float32, copy=False)

@@ -72,7 +72,8 @@ def write_objects(
 
 def read_objects(path: str | Path, labels: Sequence[int]) -> MaskSet:
     """The objects of `write_objects`; `labels` are their class indices. Scores are 1."""
-    stack = np.asanyarray(nibabel.load(path).dataobj)
+    image: Any = nibabel.load(path)
+    stack = np.asanyarray(image.dataobj)
     stack = stack if stack.ndim == 4 else stack[..., None]
     parts = [MaskSet.from_label_map(stack[..., k]) for k in range(stack.shape[3])]
     values = np.concatenate([np.setdiff1d(np.unique(stack[..., k]), [0]) for k in range(stack.shape[3])])
