@@ -105,13 +105,26 @@ def thing_flags(words: str, names: Sequence[str]) -> tuple[bool, ...]:
         if int(words) > len(names):
             raise InputError(f"--things {words}: there are {len(names)} classes")
         return tuple(index < int(words) for index in range(len(names)))
-    wanted = [word.strip() for word in words.split(",") if word.strip()]
     known = {value_key(name) for name in names}
+    wanted = _split(words, known)
+    if not wanted:
+        raise InputError("--things: expected names of classes, a number, all or none")
     for word in wanted:
         if value_key(word) not in known:
             raise InputError(f"--things: no class '{word}'{did_you_mean(word, names)}; there are {listing(names)}")
     chosen = {value_key(word) for word in wanted}
     return tuple(value_key(name) in chosen for name in names)
+
+
+def _split(words: str, known: set[str]) -> list[str]:
+    """Names with commas between; a name of `known` may hold commas itself, as ADE20K's "windowpane, window" does."""
+    parts, found = words.split(","), []
+    while parts:
+        lengths = range(len(parts), 1, -1)
+        length = next((n for n in lengths if value_key(",".join(parts[:n]).strip()) in known), 1)
+        found.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return [name for name in found if name]
 
 
 def _channels(count: int, facts: Facts) -> ChannelSet:

@@ -94,6 +94,11 @@ def _class_rows(own: Tensor, given: Tensor, wanted: Sequence[str] | None, known:
     nameless = wanted is None or all(re.fullmatch(r"LABEL_\d+", name) for name in known)
     if len(own) == len(given) and (nameless or tuple(wanted or ()) == tuple(known)):
         return given, ""
+    if nameless and wanted is not None:  # one name forgotten would throw the whole class head away
+        raise ValueError(
+            f"classes: {len(wanted)} names, but the checkpoint has {len(given) - 1} classes without names; "
+            "give as many, in its order (from Python, num_classes starts a new class head)"
+        )
     result = own.clone()
     result[-1] = given[-1]
     kept = [name for name in wanted or () if name in known]

@@ -19,8 +19,8 @@ def command(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Names with commas between. Where the checkpoint has none: its classes in order. Else: other "
-            "classes; those of the same name are kept, the others start fresh.",
+            help="Names with commas (or semicolons) between. Where the checkpoint has none: its classes in order. "
+            "Else: other classes; those of the same name are kept, the others start fresh.",
         ),
     ] = None,
     things: Annotated[
@@ -40,7 +40,11 @@ def command(
     from pipelines.converting import convert_checkpoint
 
     writable_folder(out)
-    names = [name.strip() for name in classes.split(",") if name.strip()] if classes is not None else None
+    names = None
+    if classes is not None:  # names that hold commas are told apart by semicolons
+        names = [name.strip() for name in classes.split(";" if ";" in classes else ",") if name.strip()]
+        if not names or len(set(names)) < len(names):
+            raise typer.BadParameter("expected names, each once", param_hint="--classes")
     account = convert_checkpoint(checkpoint, out, kind=kind, classes=names, things=things)
     typer.echo(account.describe(), err=True)
     typer.echo(str(out))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskformer import convert
 from maskformer.config import ModelConfig
+from maskformer.conversion.fit import _class_rows
 from maskformer.model import MaskFormer
 from tests.maskformer import published
 
@@ -195,3 +196,11 @@ def test_a_hub_out_of_reach_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(ValueError, match="weights cannot be had: offline; put them into timm's cache"):
         convert.from_timm("resnet10t", TINY)
+
+
+def test_one_forgotten_name_does_not_throw_the_class_head_away() -> None:
+    nameless = ["LABEL_0", "LABEL_1", "LABEL_2"]
+    with pytest.raises(ValueError, match="2 names, but the checkpoint has 3 classes without names"):
+        _class_rows(torch.zeros(3, 4), torch.zeros(4, 4), ["a", "b"], nameless)
+    rows, how = _class_rows(torch.zeros(4, 4), torch.ones(4, 4), ["a", "b", "c"], nameless)
+    assert torch.equal(rows, torch.ones(4, 4)) and how == ""

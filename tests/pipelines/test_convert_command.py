@@ -212,3 +212,14 @@ def test_adapters_of_odd_checkpoints() -> None:
         adapter_of("bands", ModelConfig(num_classes=1, in_channels=4), Facts())
     panoptic = adapter_of("coco", ModelConfig(num_classes=2), Facts(things=(True, False)))
     assert panoptic.classes.is_thing == (True, False) and panoptic.overlap == "exclusive"
+
+
+def test_things_whose_names_hold_commas() -> None:
+    names = ("wall", "windowpane, window", "sky", "window")
+    assert thing_flags("windowpane, window", names) == (False, True, False, False)
+    assert thing_flags("wall, windowpane, window,sky", names) == (True, True, True, False)
+    assert thing_flags("window,wall", names) == (True, False, False, True)
+    with pytest.raises(InputError, match="expected names of classes"):
+        thing_flags("", names)
+    with pytest.raises(InputError, match="no class 'windowpane'"):
+        thing_flags("windowpane", names)
