@@ -32,6 +32,6 @@ def test_the_forward_is_one_graph(family: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("family", ["maskformer-resnet", "mask2former-swin"])
+@pytest.mark.parametrize("family", ["maskformer-resnet"])  # Swin: see docs/export.md
 def test_inductor_computes_the_same(family: str) -> None:
     check(family, "inductor", 1e-4)
