@@ -8,14 +8,11 @@ counts.csv, report.html and run.json are made of the records there are, and can 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +23,7 @@ from pipelines.bundle import Bundle, load_bundle
 from pipelines.config import PredictOptions
 from pipelines.manifest import Stopwatch, peak_rss_bytes
 from pipelines.provenance import versions
-from pipelines.sinks.folder import OutputFolder, atomic_write, sha256
+from pipelines.sinks.folder import OutputFolder, alone_in, atomic_write, sha256
 
 log = logging.getLogger(__name__)
 Progress = Callable[..., None]  # (stage, done, total)
@@ -91,7 +88,7 @@ def count_pictures(
     bundle = load_bundle(model)
     pictures = pictures_of(place)
     settled = _settled(bundle, options or PredictOptions())
-    with _alone_in(out):
+    with alone_in(out):
         return _count_new(bundle, str(model), pictures, out, settled, overwrite, watch, on_progress)
 
 
@@ -201,22 +198,6 @@ def _count_one(name: str, path: Path, counter: Any, bundle: Bundle, key: str, ou
             }
             (folder.path / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             folder.commit()
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Wait until no other run counts into `out`: the folder itself is locked, so no lock file is left behind."""
-    with OutputFolder(out, "unused"):  # says in one readable line what is wrong with `out`
-        pass
-    out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-        with suppress(OSError):  # only where nothing came of it
-            out.rmdir()
 
 
 def _is_counted(record: dict[str, Any] | None, path: Path, name: str, out: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import logging
@@ -31,6 +32,7 @@ REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 # Libraries over GDAL raise their own errors, without an errno; less room than this says what really happened.
 NO_ROOM_BYTES = 1 << 20
+ATTEMPTS = 100  # at a folder that other runs make and remove
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:32] or "localhost"
 _numbers = itertools.count()
@@ -156,6 +158,44 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Make `folder` and wait until no other run is in it; the folder itself is locked, so no lock file is left behind.
+
+    Where nothing came of the run, the folders it made are removed. InputError where the folder cannot be written.
+    """
+    folder = Path(folder)
+    made: list[Path] = []
+    with _readable_errors(folder):
+        for attempt in itertools.count(1):
+            try:
+                made = _make_folders(folder) or made
+                handle = os.open(folder, os.O_RDONLY)
+            except (FileNotFoundError, FileExistsError):  # another run removed it, or a parent, in between
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if _is_at(folder, handle):
+                break
+            os.close(handle)  # the one before us removed the folder that we waited for
+    try:
+        with OutputFolder(folder, "unused"):  # says in one readable line what is wrong with the folder
+            pass
+        yield
+    finally:
+        for one in reversed(made):  # removed under the lock: who waits for it sees that, and makes another
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        os.close(handle)
+
+
+def _is_at(folder: Path, handle: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), folder.stat())
+    return False
 
 
 def temporary_beside(path: str | Path) -> Path:

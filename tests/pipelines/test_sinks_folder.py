@@ -4,13 +4,15 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from adapters.errors import InputError
 from pipelines.sinks import folder as module
-from pipelines.sinks.folder import OutputFolder, atomic_write, sha256
+from pipelines.sinks.folder import OutputFolder, alone_in, atomic_write, sha256
 
 
 def tree(root: Path) -> dict[str, str]:
@@ -225,3 +227,21 @@ def _umask() -> int:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_one_run_at_a_time_in_a_folder_that_each_of_them_makes_and_removes(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def run() -> None:
+        with alone_in(tmp_path / "new" / "out"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.002)
+            inside.pop()
+
+    for _ in range(10):
+        threads = [threading.Thread(target=run) for _ in range(5)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+    assert most == [1] * 50, "as many runs as threads, and never two at once"
+    assert not (tmp_path / "new" / "out").exists(), "nothing came of them, so nothing is left"
