@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskformer import trained_attention
 from maskformer.fast_linear import fast_affine, fast_linear
 
 
@@ -33,7 +34,10 @@ class Attention(nn.Module):
             for weight, bias, x in zip(weights, biases, (query, key, value), strict=True)
         )
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if not dropout and trained_attention.fits(q, k):
+            mixed = trained_attention.attend(q, k, v, mask)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return fast_linear(self.out_proj, mixed.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:  # (B, N, d) -> (B, heads, N, d/heads)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from maskformer import map_losses, points
 from maskformer.config import ModelConfig
+from maskformer.fast_linear import fast_affine
 from maskformer.mask_losses import ALPHA, MaskLosses
 from maskformer.matching import Layer, Match, Matcher
 from maskformer.point_losses import PointLosses
@@ -177,7 +178,7 @@ def matched_logits(layers: Sequence[Layer], pairs: Sequence[Sequence[Match]]) ->
         return
     for b, maps in enumerate(features.float().unbind()):
         chosen = [embed[b][match[b].queries] for embed, match in zip(embeds, pairs, strict=True) if embed is not None]
-        logits = torch.cat(chosen).float() @ maps.flatten(1)
+        logits = fast_affine(maps.permute(1, 2, 0).flatten(0, 1), None, torch.cat(chosen).float())
         yield logits.unflatten(1, maps.shape[1:]).split([len(one) for one in chosen])
 
 

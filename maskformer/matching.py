@@ -20,6 +20,7 @@ from torch import Tensor
 
 from maskformer import points
 from maskformer.config import ModelConfig
+from maskformer.fast_linear import fast_affine
 from maskformer.mask_losses import ALPHA
 from maskformer.prediction import STRIDE, LayerPrediction, Prediction
 from maskformer.targets import Target
@@ -180,15 +181,13 @@ class _LogitsOf:
         if layer.mask_embed is None or layer.mask_features is None:
             logits = layer.mask_logits[self.b].float()
             return logits.flatten(1) if self.places is None else points.sample_maps(logits, self.places)
-        return layer.mask_embed[self.b].float() @ self._features(layer.mask_features)
+        return fast_affine(self._features(layer.mask_features), None, layer.mask_embed[self.b].float())
 
-    def _features(self, features: Tensor) -> Tensor:  # (c, P)
+    def _features(self, features: Tensor) -> Tensor:  # (P, c)
         if self._sampled is None or self._sampled[0] is not features:
             maps = features[self.b].float()
-            self._sampled = (
-                features,
-                maps.flatten(1) if self.places is None else points.sample_maps(maps, self.places),
-            )
+            sampled = maps.flatten(1) if self.places is None else points.sample_maps(maps, self.places)
+            self._sampled = features, sampled.t().contiguous()
         return self._sampled[1]
 
 
