@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.channels import ChannelSet
+from adapters.class_lists import class_map
 from adapters.classes import ClassSet
 from adapters.errors import InputError
 from adapters.overlap import OVERLAPS, Overlap, resolve
@@ -52,7 +53,7 @@ class DomainAdapter:
         column) in mm; both None where the data's own is meant. context_slices: neighbours on each side fed
         as channels. volume: grid, planes, series and nesting of volumes; spacing is then along the axes of its
         orientation. points: how labels that are points become masks; an adapter with it counts, and evaluation adds
-        the scores of counting.
+        the scores of counting. photos: pictures are read as people see them (upright, 8-bit colour), not as rasters.
     """
 
     name: str
@@ -67,12 +68,13 @@ class DomainAdapter:
     context_slices: int = 0
     points: PointRule | None = None
     volume: VolumeRules | None = None
+    photos: bool = False
 
     def __post_init__(self) -> None:
         what = f"adapter '{self.name}'"
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError(f"adapter: expected a name, found {self.name!r}")
-        for key, kind in (("channels", ChannelSet), ("classes", ClassSet), ("covers", bool)):
+        for key, kind in (("channels", ChannelSet), ("classes", ClassSet), ("covers", bool), ("photos", bool)):
             if not isinstance(getattr(self, key), kind):
                 raise InputError(f"{what}: {key}: expected a {kind.__name__}, found {getattr(self, key)!r}")
         one_of(self.overlap, f"{what}: overlap", OVERLAPS)
@@ -159,7 +161,8 @@ class DomainAdapter:
         one_of(values.pop("format", "maskbridge-adapter"), "adapter: format", ["maskbridge-adapter"])
         one_of(values.pop("version", FORMAT_VERSION), "adapter: version", [FORMAT_VERSION])
         values["channels"] = ChannelSet.from_list(values["channels"])
-        values["classes"] = ClassSet.from_dict(values["classes"])
+        named = isinstance(values["classes"], str)  # a published list, so that a config need not repeat 133 classes
+        values["classes"] = class_map(values["classes"]) if named else ClassSet.from_dict(values["classes"])
         if values.get("volume") is not None:
             values["volume"] = VolumeRules.from_dict(values["volume"])
         if values.get("points") is not None:

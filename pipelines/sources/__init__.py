@@ -33,9 +33,9 @@ def open_source(path: str | Path, channels: ChannelSet | None = None) -> Source:
 def open_for(path: str | Path, adapter: DomainAdapter) -> Source:
     """Open a scene as the adapter sees it: its channels, at its resolution where it asks for one.
 
-    An adapter that counts sees photos as people do: upright, in 8 bits, greyscale as red, green and blue.
+    An adapter of photos, or one that counts, sees them as people do: upright, in 8 bits, greyscale as colour.
     """
-    if adapter.points is not None and adapter.resolution is None:
+    if (adapter.photos or adapter.points is not None) and adapter.resolution is None:
         from pipelines.sources.picture import PictureSource, is_picture
 
         if is_picture(path):
