@@ -1,0 +1,69 @@
+"""Write .env with fresh random passwords: `python -m deploy.environment --data DIR --results DIR [--file .env]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import secrets
+import sys
+from pathlib import Path
+
+EXAMPLE = Path(__file__).with_name("env.example")
+PASSWORD = re.compile(r"_(PASSWORD|KEY)$")
+
+
+def fresh(data: Path, results: Path, settings: dict[str, str] | None = None) -> str:
+    """The text of env.example with its passwords drawn (24 random bytes each) and its folders filled in.
+
+    `settings` replaces or adds values by name.
+    """
+    given = {
+        "MASKBRIDGE_DATA": str(data.resolve()),
+        "MASKBRIDGE_RESULTS": str(results.resolve()),
+        "MASKBRIDGE_USER": f"{os.getuid()}:{os.getgid()}",
+        "OBJECT_STORE_USER": "maskbridge",
+        **(settings or {}),
+    }
+    lines = []
+    for line in EXAMPLE.read_text().splitlines():
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            if name in given:
+                value = given.pop(name)
+            elif not value and PASSWORD.search(name):
+                value = secrets.token_urlsafe(24)
+            line = f"{name}={value}"
+        lines.append(line)
+    return "\n".join([*lines, *(f"{name}={value}" for name, value in given.items())]) + "\n"
+
+
+def write(file: Path, text: str) -> None:
+    """Write for the owner alone; FileExistsError where there is one already."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as opened:
+        opened.write(text)
+
+
+def main() -> int:
+    """0 where the file was written."""
+    parser = argparse.ArgumentParser(prog="python -m deploy.environment", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of scenes and studies; runs only read it")
+    parser.add_argument("--results", type=Path, required=True, help="folder for results")
+    parser.add_argument("--file", type=Path, default=Path(".env"))
+    given = parser.parse_args()
+    try:
+        for folder in (given.data, given.results):
+            folder.mkdir(parents=True, exist_ok=True)
+        write(given.file, fresh(given.data, given.results))
+    except FileExistsError:
+        sys.stderr.write(f"{given.file} is there already; passwords in use are not thrown away\n")
+        return 2
+    except OSError as error:
+        sys.stderr.write(f"{error.filename}: {error.strerror}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
