@@ -35,11 +35,12 @@ class Annotation:
     """What is known about one window: its objects, and the pixels nothing is known about.
 
     objects: MaskSet on the window's canvas, labels are class indices. ignore: (h, w) bool, or None for no
-        such pixel.
+        such pixel. crowds: regions of several objects of a class that nobody told apart; they are ignored, too.
     """
 
     objects: MaskSet
     ignore: NDArray[np.bool_] | None = None
+    crowds: MaskSet | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from pipelines.config import PredictOptions
 
 @task(name="count-pictures", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
 def count_task(model: str, pictures: str, out: str, options: PredictOptions) -> dict[str, Any]:
-    from pipelines.count_pictures import count_pictures, pictures_in
+    from pipelines.count_pictures import count_pictures
+    from pipelines.picture_runs import pictures_in
 
     if Path(pictures).is_dir() and not pictures_in(Path(pictures)):
         return {"fresh": 0, "pictures": 0, "count": 0, "failed": {}}  # nobody has put one there yet

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -30,28 +31,38 @@ class DataItem(Strict):
     """One scene with its labels. `role` fixes its part; `auto` leaves it to `split`.
 
     `source` may be a pattern (`images/*.jpg`); then `{stem}` and `{folder}` in `labels` stand for each picture's name
-    without suffix and for the folder it lies in.
+    without suffix and for the folder it lies in. Volumes: a folder of cases or a table may stand for all of them, see
+    `pipelines.volumes.cases`.
     """
 
     source: str
     labels: str | None = None
     label_options: LabelOptions = LabelOptions()
     role: Literal["auto", "train", "validation", "test"] = "auto"
+    patient: str | None = Field(
+        None,
+        description="volumes: whose it is, `{stem}` and `{folder}` filled in; for a folder of cases a regular "
+        "expression whose group is the patient's part of the case's name",
+    )
 
 
 class SplitOptions(Strict):
-    """Split by place: one scene is cut along an axis, several scenes are dealt out whole."""
+    """Split by place: one scene is cut along an axis, several scenes are dealt out whole. Volumes: by patient."""
 
     validation: float = Field(0.15, ge=0, lt=1)
     test: float = Field(0.25, ge=0, lt=1)
     axis: Literal["longest", "rows", "columns"] = "longest"
     gap: int = Field(0, ge=0, description="pixels left out between the parts of one scene")
     seed: int = 0
+    folds: int | None = Field(None, ge=2, description="volumes: every patient is held out once, in so many trainings")
+    fold: int | None = Field(None, ge=0, description="volumes: only this one of the folds")
 
     @model_validator(mode="after")
     def _leaves_something(self) -> SplitOptions:
         if self.validation + self.test >= 1:
             raise ValueError("validation + test must be below 1, or nothing is left to train on")
+        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
+            raise ValueError("fold counts from 0 and needs `folds` above it")
         return self
 
 
@@ -87,6 +98,7 @@ class TrainOptions(Strict):
     grad_checkpointing: bool = Field(False, description="recompute activations instead of keeping them: less memory")
     augment: tuple[str, ...] = ("flip", "rotate", "scale", "colour")
     workers: int = Field(1, ge=0)
+    cache_mb: int = Field(4096, ge=0, description="volumes: memory for prepared cases; the rest lies in files")
     log_every: int = Field(5, gt=0, description="steps between rows of the history")
     checkpoint_minutes: float = Field(2.0, gt=0)
 
@@ -115,6 +127,13 @@ class PredictOptions(Strict):
     batch: int = Field(1, gt=0)
     shard_tiles: int = Field(16, gt=0, description="tiles a shard has at least; whole tile rows")
     aoi: str | None = Field(None, description="polygons; results are clipped to them")
+
+
+class ScoringOptions(Strict):
+    """How volumes are scored."""
+
+    tolerance_mm: float = Field(2.0, gt=0, description="of the surface Dice")
+    samples: int = Field(1000, gt=0, description="of the bootstrap over patients")
 
 
 class WriteOptions(Strict):
@@ -154,6 +173,7 @@ class RunConfig(Strict):
     train: TrainOptions = TrainOptions(minutes=10)
     baseline: BaselineOptions | None = Field(None, description="null: no baseline beside the model")
     predict: PredictOptions = PredictOptions()
+    scoring: ScoringOptions = ScoringOptions()
     tracking: TrackingOptions = TrackingOptions()
 
 
@@ -235,13 +255,13 @@ def _paths_from(config: RunConfig, folder: Path) -> RunConfig:
             return path
         return str(folder / path)
 
-    data = tuple(
-        scene
+    items = [
+        item.model_copy(update={"source": absolute(item.source), "labels": absolute(item.labels)})
         for item in config.data
-        for scene in _scenes_of(
-            item.model_copy(update={"source": absolute(item.source), "labels": absolute(item.labels)})
-        )
-    )
+    ]
+    # Names of volumes are names of patients: a pattern says less, and stays one (see `pipelines.volumes.cases`).
+    of_volumes = isinstance(config.adapter, dict) and config.adapter.get("volume") is not None
+    data = tuple(items if of_volumes else (scene for item in items for scene in _scenes_of(item)))
     weights = config.model.weights
     if weights not in (None, "timm"):
         weights = absolute(weights)
@@ -268,5 +288,11 @@ def _scenes_of(item: DataItem) -> Iterator[DataItem]:
     for source in found:
         labels = item.labels
         if labels is not None:
-            labels = labels.replace("{stem}", Path(source).stem).replace("{folder}", str(Path(source).parent))
+            labels = _labels_of(Path(source), labels)
         yield item.model_copy(update={"source": source, "labels": labels})
+
+
+def _labels_of(source: Path, pattern: str) -> str:
+    """The label file of one picture, by the placeholders of `DataItem`."""
+    named = pattern.replace("{folder}", str(source.parent)).replace("{parent}", source.parent.name)
+    return re.sub(r"\{stem(?:-([^}]*))?\}", lambda found: source.stem.removesuffix(found[1] or ""), named)

@@ -90,13 +90,14 @@ def evaluate_scene(
         semantic = _class_map(objects[np.argsort(objects.scores, kind="stable")])
 
     kept = without_ignored(objects, ignore)
-    segments, true_segments = unite_stuff(kept, classes), unite_stuff(truth.objects, classes)
+    segments, true_segments = unite_stuff(objects, classes), unite_stuff(truth.objects, classes)
+    void = ignore if truth.crowds is None else ignore & ~(truth.crowds.to_label_map() > 0)
     things, true_things = kept[thing[kept.labels]], truth.objects[thing[truth.objects.labels]]
     return SceneScores(
         names=classes.names,
         pixels=confusion(semantic, truth_map, count, ignore),
         boundary=boundary_counts(semantic, truth_map, count, ignore | (semantic == UNSEEN)),
-        panoptic=panoptic_counts(segments, true_segments, count),
+        panoptic=panoptic_counts(segments, true_segments, count, void, truth.crowds),
         f1_50=f1_counts(things, true_things, count, 0.5),
         f1_75=f1_counts(things, true_things, count, 0.75),
         by_size=f1_counts_by_size(things, true_things),

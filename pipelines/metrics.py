@@ -45,15 +45,18 @@ class Pairs:
         return Pairs(self.prediction[kept], self.truth[kept], self.iou[kept])
 
 
-def pairs_of(prediction: MaskSet, truth: MaskSet, kind: Kind = "mask") -> Pairs:
-    """All pairs of one class whose masks (or bounding boxes) share a pixel."""
+def pairs_of(prediction: MaskSet, truth: MaskSet, kind: Kind = "mask", hidden: Ints | None = None) -> Pairs:
+    """All pairs of one class whose masks (or bounding boxes) share a pixel.
+
+    hidden: (N,) pixels of each predicted mask that belong to no union, because nothing is known about them.
+    """
     if prediction.shape != truth.shape:
         raise ValueError(f"expected two sets on one canvas, got {prediction.shape} and {truth.shape}")
     if kind == "box":
         i, j, shared, size, other = _box_overlaps(prediction, truth)
     else:
         i, j, shared = prediction.overlaps(truth)
-        size, other = prediction.areas, truth.areas
+        size, other = prediction.areas if hidden is None else prediction.areas - hidden, truth.areas
     same = prediction.labels[i] == truth.labels[j]
     i, j, shared = i[same], j[same], shared[same]
     return Pairs(i, j, shared / (size[i] + other[j] - shared))
@@ -64,12 +67,18 @@ def without_ignored(prediction: MaskSet, ignore: NDArray[np.bool_] | None) -> Ma
 
     The others are neither right nor wrong.
     """
-    if ignore is None or not ignore.any() or not len(prediction):
+    if ignore is None:
         return prediction
-    i, _, pixels = prediction.overlaps(MaskSet.from_dense(ignore[None], [0]))
-    inside = np.zeros(len(prediction), np.int64)
-    inside[i] = pixels
-    return prediction[2 * inside <= prediction.areas]
+    return prediction[2 * _inside(prediction, ignore) <= prediction.areas]
+
+
+def _inside(objects: MaskSet, ground: NDArray[np.bool_] | None) -> Ints:
+    """(N,) pixels of each object in `ground` (canvas shape)."""
+    inside = np.zeros(len(objects), np.int64)
+    if ground is not None and ground.any() and len(objects):
+        i, _, pixels = objects.overlaps(MaskSet.from_dense(ground[None], [0]))
+        inside[i] = pixels
+    return inside
 
 
 def _box_overlaps(a: MaskSet, b: MaskSet) -> tuple[Ints, Ints, Ints, Ints, Ints]:
@@ -150,14 +159,33 @@ class MatchCounts:
         return MatchCounts(tp, fp, fn, np.atleast_1d(self.iou.sum()))
 
 
-def panoptic_counts(prediction: MaskSet, truth: MaskSet, num_classes: int) -> MatchCounts:
+def panoptic_counts(
+    prediction: MaskSet,
+    truth: MaskSet,
+    num_classes: int,
+    void: NDArray[np.bool_] | None = None,
+    crowds: MaskSet | None = None,
+) -> MatchCounts:
     """Matches of panoptic quality (Kirillov et al. 2019) between sets that may overlap.
 
     There IoU > 0.5 makes matches unique. With overlaps it does not: of all one-to-one matchings of pairs with
     IoU > 0.5 in a class the one with the largest sum of IoU counts, which is the one with the largest quality.
+    void: pixels nothing is known about; they are in no union. crowds: regions of several objects nobody told apart. A
+    prediction without a match that lies mostly in void and crowds of its class is neither right nor wrong.
     """
-    pairs = pairs_of(prediction, truth).above(0.5, strictly=True)
-    return _counted(pairs, match(pairs, pairs.iou), prediction, truth, num_classes)
+    hidden = _inside(prediction, void)
+    pairs = pairs_of(prediction, truth, hidden=hidden).above(0.5, strictly=True)
+    chosen = match(pairs, pairs.iou)
+    silent = hidden.copy()
+    if crowds is not None:
+        i, j, pixels = prediction.overlaps(crowds)
+        same = prediction.labels[i] == crowds.labels[j]
+        np.add.at(silent, i[same], pixels[same])
+    asked = 2 * silent <= prediction.areas
+    asked[pairs.prediction[chosen]] = True
+    counts = _counted(pairs, chosen, prediction, truth, num_classes)
+    spared = np.bincount(prediction.labels[~asked], minlength=num_classes)
+    return MatchCounts(counts.tp, counts.fp - spared, counts.fn, counts.iou)
 
 
 def f1_counts(
@@ -193,7 +221,7 @@ def panoptic_quality(
     prediction: MaskSet, truth: MaskSet, num_classes: int, ignore: NDArray[np.bool_] | None = None
 ) -> dict[str, Any]:
     """`pq`, `sq`, `rq`: means over the classes that occur; and the same `per_class`, arrays (K,)."""
-    return panoptic_scores(panoptic_counts(without_ignored(prediction, ignore), truth, num_classes))
+    return panoptic_scores(panoptic_counts(prediction, truth, num_classes, ignore))
 
 
 def panoptic_scores(counts: MatchCounts) -> dict[str, Any]:

@@ -23,15 +23,17 @@ def read_annotations(
     """Read a label file onto the canvas of `source`, its values mapped through the adapter's classes.
 
     path: class or instance raster (anything GDAL reads), `.npz`/`.npy` (`labels.npz#key`), GeoJSON, GeoPackage,
-    Shapefile, GeoParquet, FlatGeobuf, KML, CSV with a WKT column or xmin, ymin, xmax, ymax, Pascal VOC xml, COCO
-    JSON, a folder with one mask an object. Points (GeoJSON and the like, JSON, CSV with x, y or lon, lat, .mat of
-    ShanghaiTech, UCF-QNRF and Mall, JHU-Crowd's .txt, pictures of dots) become discs by `options.points`, else by the
-    adapter's rule.
+    Shapefile, GeoParquet, FlatGeobuf, KML, CSV with a WKT column or xmin, ymin, xmax, ymax, Pascal VOC xml and objects,
+    COCO JSON (instances, panoptic), Cityscapes' ids and polygons, a folder with one mask an object. Points (GeoJSON and
+    the like, JSON, CSV with x, y or lon, lat, .mat of ShanghaiTech, UCF-QNRF and Mall, JHU-Crowd's .txt, pictures of
+    dots) become discs by `options.points`, else by the adapter's rule.
 
     InputError (one line that names the file, and the row where there is one): unknown class values with their
     counts, empty geometry or NaN, points without a rule for them, labels that do not overlap the scene, an
     unknown format.
     """
+    from pipelines.annotations.numbered import numbered_labels
+    from pipelines.annotations.published import read_published
     from pipelines.annotations.raster import array_labels, raster_labels
     from pipelines.annotations.tables import read_table
     from pipelines.annotations.vector import vector_labels
@@ -44,6 +46,9 @@ def read_annotations(
         from pipelines.annotations.objects_folder import folder_labels
 
         return folder_labels(Path(path), source, adapter, options)
+    published = read_published(Path(path), Path(source.path))
+    if published is not None:
+        return numbered_labels(published, source, adapter)
     if is_array_file(path):
         return array_labels(path, source, adapter.classes, options)
     if Path(path).suffix.lower() in RASTERS and not options.dots:

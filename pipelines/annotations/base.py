@@ -38,7 +38,8 @@ class Region:
 class Annotations:
     """objects: MaskSet on the scene's canvas, labels are class indices; stuff is one object a class.
 
-    ignore: pixels nothing is known about, or None. report: what was read and what was made of it, JSON-ready:
+    ignore: pixels nothing is known about, or None. crowds: parts of them that are several objects of a class.
+    report: what was read and what was made of it, JSON-ready:
         counts (objects by class name), features, repaired, dropped, outside, tiny, ignored, background, boxes
         (how box labels were filled, None for other labels), coordinates, assumption (in words, or None).
     """
@@ -46,11 +47,13 @@ class Annotations:
     objects: MaskSet
     ignore: Region | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    crowds: MaskSet | None = None
 
     def read(self, window: Window) -> Annotation:
         """The labels of one window, in its own coordinates."""
         ignore = None if self.ignore is None else self.ignore.read(window)
-        return Annotation(self.objects.crop(window), ignore)
+        crowds = None if self.crowds is None else self.crowds.crop(window)
+        return Annotation(self.objects.crop(window), ignore, crowds)
 
 
 def unite_stuff(objects: MaskSet, classes: ClassSet) -> MaskSet:

@@ -1,15 +1,13 @@
 """JSON that is not GeoJSON: points in a list, and COCO's keypoints, boxes and outlines. JHU-Crowd's text lines.
 
 Points: `[[x, y], ...]`, `[{"x": .., "y": ..}, ...]`, or either under `points`, `annotations` or `locations` of an
-object; pixels. COCO: an object with `images` and `annotations`; outlines where there are some, else keypoints (the mean
-of those that are labelled), else boxes.
+object; pixels. COCO: an object with `images` and `annotations`; outlines (polygons, run lengths) where there are some,
+else keypoints (the mean of those that are labelled), else boxes. A crowd is ground nothing is known about.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ from numpy.typing import NDArray
 
 from adapters.errors import InputError
 from adapters.reading import listing
+from maskformer.masks import MaskSet
+from pipelines.annotations.json_file import load_json
 from pipelines.annotations.points import table_of_points
 from pipelines.annotations.tables import Table
 
@@ -30,8 +30,7 @@ _GEOMETRIES = {"Point", "MultiPoint", "LineString", "MultiLineString", "Polygon"
 
 def read_listed(path: Path) -> Table | None:
     """The objects of a JSON file, or None where it is GeoJSON. InputError where it is neither."""
-    stat = path.stat()
-    held = _load(path, (stat.st_mtime_ns, stat.st_size))
+    held = load_json(path)
     if isinstance(held, Mapping):
         if held.get("type") in _GEOJSON | _GEOMETRIES:
             return None
@@ -51,15 +50,6 @@ def read_lines(path: Path) -> Table:
     if short is not None:
         raise InputError(f"{path}: line {short}: expected x and y, found one number")
     return table_of_points(path, np.array(found).reshape(-1, 2), "line")
-
-
-@lru_cache(maxsize=2)
-def _load(path: Path, _stamp: tuple[int, int]) -> Any:
-    """One COCO file speaks of thousands of pictures: it is not parsed again for each."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON that can be read: {' '.join(str(error).split())}") from None
 
 
 def _points(path: Path, held: Any) -> Table:
@@ -97,7 +87,7 @@ def _coco(path: Path, held: Mapping[str, Any]) -> Table:
     try:
         pictures = {item["id"]: str(item["file_name"]) for item in held["images"]}
         classes = {item["id"]: item["name"] for item in held.get("categories", [])}
-        items = [item for item in held["annotations"] if not item.get("iscrowd")]
+        items = held["annotations"]
         images = [pictures[item["image_id"]] for item in items]
         names = [classes.get(item.get("category_id"), item.get("category_id")) for item in items]
     except (KeyError, TypeError, AttributeError) as error:
@@ -109,6 +99,7 @@ def _coco(path: Path, held: Mapping[str, Any]) -> Table:
     return Table(
         path, geometries, range(1, len(items) + 1), {"class": names} if classes else {}, boxes=boxes, pixels=True,
         images=images, row_word="annotation", pictures=frozenset(pictures.values()),
+        crowd=[bool(item.get("iscrowd")) for item in items],
     )  # fmt: skip
 
 
@@ -120,6 +111,8 @@ def _coco_shape(item: Mapping[str, Any], where: str) -> tuple[Any, str]:
             parts = [shapely.Polygon(ring) for ring in rings if len(ring) >= 3]
             if parts:
                 return (parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)), "outline"
+        if isinstance(outline, Mapping):
+            return _from_runs(outline), "outline"
         if keypoints:
             triples = np.asarray(keypoints, np.float64).reshape(-1, 3)
             seen = triples[triples[:, 2] > 0, :2]
@@ -134,9 +127,16 @@ def _coco_shape(item: Mapping[str, Any], where: str) -> tuple[Any, str]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where}: {' '.join(str(error).split())}") from None
-    if isinstance(outline, Mapping):
-        raise InputError(f"{where}: an outline as run lengths without a box is not read; export polygons or boxes")
     raise InputError(f"{where}: expected a segmentation, keypoints or a bbox")
+
+
+def _from_runs(outline: Mapping[str, Any]) -> Any:
+    """Polygons on the pixels' edges, which are rasterised to the same mask again."""
+    from rasterio.features import shapes
+
+    mask = MaskSet.from_coco_rle([outline], [0]).to_dense()[0]
+    parts = [shapely.geometry.shape(part) for part, _ in shapes(mask.astype(np.uint8), mask=mask)]
+    return shapely.MultiPolygon(parts)
 
 
 def _mean(points: NDArray[np.float64]) -> tuple[float, float]:

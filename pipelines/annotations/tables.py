@@ -36,7 +36,8 @@ class Table:
     columns: name -> N values. crs: the file's, or None. boxes: the format knows only boxes. pixels: the coordinates
     are pixels of the picture (None: the file does not say). class_column: the column the format itself has for the
     class. images: the picture each object belongs to, where the file says it. size: (height, width) of that picture.
-    pictures: all pictures the file speaks of, those without an object too.
+    pictures: all pictures the file speaks of, those without an object too. crowd: rows that stand for several objects
+    nobody told apart.
     """
 
     file: Path
@@ -51,6 +52,7 @@ class Table:
     size: tuple[int, int] | None = None
     row_word: str = "feature"
     pictures: frozenset[str] | None = None
+    crowd: Sequence[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.geometries)
@@ -75,6 +77,7 @@ class Table:
             self.size,
             self.row_word,
             self.pictures,
+            None if self.crowd is None else [self.crowd[i] for i in chosen],
         )
 
 

@@ -32,6 +32,8 @@ def vector_labels(table: Table, source: Source, classes: ClassSet, options: Labe
     """The table's objects on the canvas of `source`. See `pipelines.annotations.read_annotations`."""
     table, others = of_this_picture(one_point_a_row(table), source)
     codes, column = class_codes(table, classes, options)
+    if table.crowd is not None:
+        codes[np.array(table.crowd, bool)] = IGNORE
     placed = place(table, source, options)
     burnt = rasterise(placed.geometries, codes, source.shape)
     empty = shapely.is_empty(placed.geometries) | (shapely.area(placed.geometries) == 0)

@@ -48,7 +48,8 @@ def command(
     """
     from pipelines.commands.checks import model_adapter, writable_folder
     from pipelines.config import PredictOptions
-    from pipelines.count_pictures import count_pictures, pictures_of
+    from pipelines.count_pictures import count_pictures
+    from pipelines.picture_runs import pictures_of
 
     pictures_of(pictures)
     model_adapter(model)

@@ -18,8 +18,8 @@ from pipelines import cli, count_pictures
 from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions
 from pipelines.count_files import density, density_picture
-from pipelines.count_pictures import pictures_of, read_records
 from pipelines.counting import SoftPoints
+from pipelines.picture_runs import pictures_of, read_records
 from tests.models import tiny_bundle
 from tests.pipelines.test_counting import Spots
 
@@ -155,7 +155,7 @@ def test_a_real_model_counts_a_photo(bundle: Path, folder: Path, tmp_path: Path)
     record = run.records[0]
     low, high = record["interval_90"]
     assert record["crops"] >= 8 and low <= record["expected"] <= high
-    assert set(read_records(tmp_path / "out")) == {"b.png"}
+    assert set(read_records(tmp_path / "out", "count.json")) == {"b.png"}
 
 
 def test_two_pictures_of_one_name_have_two_folders(bundle: Path, folder: Path, tmp_path: Path) -> None:
