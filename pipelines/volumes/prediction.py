@@ -1,69 +1,55 @@
-"""Predict one volume in memory: slices → class probabilities and objects → linked, on the model's grid → back.
+"""Predict one volume in memory: slices → class probabilities and objects → linked → cut on the file's own grid.
 
-Class probabilities live for a slice (or the smoothing's few); the class map is a byte a voxel, objects are runs. So
-memory does not grow with the number of classes. Several planes are averaged through temporary files.
+Class probabilities live for a few slices; the class map is a byte a voxel, objects are runs. So memory does not grow
+with the number of classes. Several planes are averaged through temporary files.
 """
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import nn
 
 from adapters.base import DomainAdapter
+from adapters.errors import InputError
 from adapters.medical import for_volume
-from adapters.volume import Plane, VolumeRules
+from adapters.volume import VolumeRules
 from maskformer.masks import MaskSet
-from pipelines.assembly import DEFAULT_SEMANTIC, class_map
+from pipelines.assembly import DEFAULT_SEMANTIC
 from pipelines.bundle import load_bundle
-from pipelines.config import PredictOptions, Strict
-from pipelines.predictor import Predictor, TileResult, settle
+from pipelines.config import PredictOptions
+from pipelines.manifest import Stopwatch
+from pipelines.predictor import settle
 from pipelines.sources.unpack import check_space
-from pipelines.volumes.geometry import VolumeGeometry
+from pipelines.volumes.agreement import agree
 from pipelines.volumes.labels import components, nested
 from pipelines.volumes.linking import LinkRules, SliceLinker, torn
+from pipelines.volumes.options import VolumeOptions
 from pipelines.volumes.probabilities import Spool, averaged, smoothed
 from pipelines.volumes.resampling import Resampling, plan_resampling
-from pipelines.volumes.slicing import ContextAdapter, Slices, turn_objects
+from pipelines.volumes.restoring import Decision, forward_values, restore_labels, restore_objects
+from pipelines.volumes.slice_predictor import SlicePredictor, Wanted
+from pipelines.volumes.slicing import Slices, turn_objects
+from pipelines.volumes.soft import HardSet, LinkedSet, SoftStore
 from pipelines.volumes.source import VolumeSource
 
-NOTHING = 0
+__all__ = ["VolumeModel", "VolumeOptions", "VolumePredictor", "VolumeResult", "regions"]
+
 Progress = Callable[..., None]  # (stage, done, total)
-
-
-class VolumeOptions(Strict):
-    """How a volume is predicted and what is written. `None` takes the adapter's or the bundle's value."""
-
-    task: Literal["semantic", "instance", "panoptic"] | None = None
-    score: float | None = Field(None, ge=0, le=1, description="objects below are left out")
-    min_volume_mm3: float = Field(0.0, ge=0, description="objects smaller than this are left out")
-    link_iou: float = Field(0.3, gt=0, le=1, description="least IoU of an object in neighbouring slices")
-    gap: int = Field(0, ge=0, description="slices an object may be missing in")
-    smooth: bool = Field(False, description="class probabilities averaged with the neighbouring slices, 1:2:1")
-    planes: tuple[Plane, ...] | None = Field(None, description="slicing planes; several are brought to a consensus")
-    series: str | None = Field(None, description="DICOM series, by UID or its end")
-    channel_axis: int | None = None
-    allow_uneven: bool = Field(False, description="resample uneven or tilted slices on purpose")
-    seg: bool | None = Field(None, description="segmentation.dcm; default: for DICOM input")
-    keep_names: bool = Field(False, description="output folders named as the inputs; else by a hash")
-    tta: Literal["none", "flip"] = "none"
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    batch: int = Field(4, gt=0)
 
 
 @dataclass(frozen=True)
 class VolumeModel:
-    """A model with its adapter and where it comes from."""
+    """A model with its adapter and where it comes from; `folds` are further ones of the same adapter, averaged in."""
 
     module: nn.Module
     adapter: DomainAdapter
@@ -72,13 +58,26 @@ class VolumeModel:
     version: str | None = None
     sha256: str = ""
     digest: str = ""
+    folds: tuple[nn.Module, ...] = ()
 
     @classmethod
-    def load(cls, reference: str | Path) -> VolumeModel:
-        """The model of a bundle folder or `models:/...`."""
+    def load(cls, reference: str | Path, folds: Sequence[str | Path] = ()) -> VolumeModel:
+        """The model of a bundle folder or `models:/...`, and with it those of other folds.
+
+        InputError where a fold's model wants other channels, classes, slices or another grid.
+        """
         found = load_bundle(reference)
         name = Path(found.name).name if "://" not in str(found.name) else str(found.name)
-        return cls(found.build(), found.adapter, found.thresholds, name, found.version, found.sha256, found.digest)
+        others = [load_bundle(fold) for fold in folds]
+        for fold, other in zip(folds, others):
+            _check_fold(str(fold), found.adapter, other.adapter)
+        digest = found.digest
+        if others:
+            digest = hashlib.sha256(" ".join([digest, *(other.digest for other in others)]).encode()).hexdigest()
+            name = f"{name} and {len(others)} folds"
+        thresholds = _mean_thresholds([one.thresholds for one in (found, *others)])
+        modules = tuple(other.build() for other in others)
+        return cls(found.build(), found.adapter, thresholds, name, found.version, found.sha256, digest, modules)
 
     @property
     def rules(self) -> VolumeRules:
@@ -87,7 +86,7 @@ class VolumeModel:
 
 @dataclass(frozen=True)
 class VolumeResult:
-    """On the source's own grid: labels (0 nothing, k + 1 class k) uint8 and objects in canonical order.
+    """On the source's own grid: labels (0 nothing, k + 1 class k) uint8, and objects in canonical order.
 
     torn: objects that the audit after linking found in two pieces; more than 0 is a fault of this code.
     """
@@ -97,120 +96,161 @@ class VolumeResult:
     torn: int
 
 
+@dataclass(frozen=True)
+class _Volume:
+    """One volume on its way: the slices of each plane, and the way back to its own grid."""
+
+    source: VolumeSource
+    views: Sequence[Slices]
+    resampling: Resampling
+    known: NDArray[np.bool_]  # on the source's grid
+    watch: Stopwatch
+
+
 class VolumePredictor:
     """Predicts volumes with one model; the network is prepared once."""
 
     def __init__(self, model: VolumeModel, options: VolumeOptions | None = None) -> None:
         self.model, self.options = model, options or VolumeOptions()
-        asked = PredictOptions(
-            task=self.options.task,
-            score=self.options.score,
-            tta=self.options.tta,
-            device=self.options.device,
-            precision=self.options.precision,
-            batch=self.options.batch,
-        )
+        names = ("task", "score", "tta", "device", "precision", "batch")
+        asked = PredictOptions(**{name: getattr(self.options, name) for name in names})
         self.settled = settle(asked, model.adapter, model.thresholds)
-        self.predictor = Predictor(model.module, cast(DomainAdapter, ContextAdapter(model.adapter)), self.settled)
+        self.predictor = SlicePredictor([model.module, *model.folds], self.settled)
+        threshold = model.thresholds.get("semantic", DEFAULT_SEMANTIC)
+        self.decision = Decision(model.adapter, model.rules, threshold)
 
-    def __call__(self, source: VolumeSource, on_progress: Progress | None = None) -> VolumeResult:
-        """Predict an opened volume."""
+    def __call__(
+        self, source: VolumeSource, on_progress: Progress | None = None, watch: Stopwatch | None = None
+    ) -> VolumeResult:
+        """Predict an opened volume. watch: gets the seconds of `read`, `resample`, `predict` and `objects`."""
+        watch = watch or Stopwatch()
+        volume = self._prepared(source, watch)
+        labels, linked = self._predicted(volume, on_progress)
+        with watch.stage("objects"):
+            objects = self._objects(labels, linked, volume.resampling)
+            least = max(1.0, self.options.min_volume_mm3 / source.geometry.voxel_volume_mm3 - 1e-9)
+            objects = objects[(objects.areas >= least) & (objects.scores >= (self.settled.score or 0.0))].canonical()
+            pieces = sum(int(torn(one.linked).sum()) for one in linked)
+        return VolumeResult(labels, objects, pieces)
+
+    def _prepared(self, source: VolumeSource, watch: Stopwatch) -> _Volume:
         rules, adapter = self.model.rules, self.model.adapter
         resampling = plan_resampling(source.geometry, rules.orientation, adapter.spacing)
-        values, valid = source.read()
-        values = resampling.forward(values)
-        valid = np.ones(resampling.target.shape, bool) if valid.all() else resampling.forward_mask(valid)
-        self._scale_for(source)
-        labels, objects, pieces = self._on_grid(values, valid, resampling.target, source, on_progress)
-        del values, valid
-        return VolumeResult(*self._back(labels, objects, resampling, source.geometry), pieces)
+        with watch.stage("read"):
+            scaled = for_volume(adapter, source)
+            values, known = source.read()
+        with watch.stage("resample"):
+            values, valid = forward_values(resampling, values, known)
+        planes = self.options.planes or rules.planes
+        axes = dict.fromkeys(resampling.target.axis_of(plane) for plane in planes)
+        views = [Slices(values, valid, axis, scaled) for axis in axes]
+        return _Volume(source, views, resampling, known, watch)
 
-    def _scale_for(self, source: VolumeSource) -> None:
-        """Channels fitted to the whole volume where the adapter wants that; the network stays as it is prepared."""
-        fitted = cast(DomainAdapter, ContextAdapter(for_volume(self.model.adapter, source)))
-        self.predictor = copy.copy(self.predictor)
-        object.__setattr__(self.predictor, "adapter", fitted)  # replace() would prepare the network anew
-
-    def _on_grid(
-        self,
-        values: NDArray,
-        valid: NDArray[np.bool_],
-        grid: VolumeGeometry,
-        source: VolumeSource,
-        on_progress: Progress | None,
-    ) -> tuple[NDArray[np.uint8], MaskSet, int]:
-        """The class map on the model's grid, the objects of the first plane, and how many of them are torn."""
-        planes = self.options.planes or self.model.rules.planes
-        axes = list(dict.fromkeys(grid.axis_of(plane) for plane in planes))
-        views = [Slices(values, valid, axis, self.model.adapter.context_slices) for axis in axes]
-        labels = np.zeros(grid.shape, np.uint8)
-        collected: list[MaskSet] = []
+    def _predicted(self, volume: _Volume, on_progress: Progress | None) -> tuple[NDArray, list[LinkedSet]]:
+        """The class map on the source's grid, and what each plane found."""
+        views, linked = volume.views, list[LinkedSet]()
         if len(views) == 1:
-            turned, seen = np.moveaxis(labels, axes[0], 0), np.moveaxis(valid, axes[0], 0)
-            stream = self._probabilities(views[0], collected, on_progress)
-            for position, one in enumerate(stream):
-                turned[position] = self._class_map(one, seen[position])
-        else:
-            classes = len(self.model.adapter.classes)
-            check_space(source.path, classes * valid.size * len(views), Path(tempfile.gettempdir()))
-            with ExitStack() as stack:
-                spools = [stack.enter_context(Spool(classes, grid.shape)) for _ in views]
-                for number, (view, spool) in enumerate(zip(views, spools)):
-                    stream = self._probabilities(view, collected if number == 0 else None, on_progress)
-                    for position, one in enumerate(stream):
-                        spool.write(view.axis, position, one[:, None])
-                for position, one in enumerate(averaged(spools)):
-                    labels[position] = self._class_map(one, valid[position])
-        linked = MaskSet.concatenate(collected) if collected else MaskSet.empty(views[0].shape)
-        return labels, turn_objects(linked, axes[0]), int(torn(linked).sum())
+            stream = self._probabilities(volume, 0, linked, on_progress)
+            return self._restored(volume, stream, views[0].axis), linked
+        classes, shape = len(self.model.adapter.classes), volume.resampling.target.shape
+        needed = classes * int(np.prod(shape)) * len(views)
+        check_space(volume.source.path, needed, Path(tempfile.gettempdir()))
+        with ExitStack() as stack:
+            spools = [stack.enter_context(Spool(classes, shape)) for _ in views]
+            with volume.watch.stage("predict"):
+                for number, spool in enumerate(spools):
+                    for position, one in enumerate(self._probabilities(volume, number, linked, on_progress)):
+                        spool.write(views[number].axis, position, one[:, None])
+            return self._restored(volume, averaged(spools), 0), linked
+
+    def _restored(self, volume: _Volume, stream: Iterable[NDArray[np.float32]], axis: int) -> NDArray:
+        """The class map; what making the slices takes is told apart from what bringing them back takes."""
+        watch, began = Stopwatch(), time.perf_counter()
+        labels = restore_labels(_timed(stream, watch), axis, volume.resampling, volume.known, self.decision)
+        made = watch.seconds.get("predict", 0.0)
+        seconds = volume.watch.seconds
+        seconds["predict"] = round(seconds.get("predict", 0.0) + made, 3)
+        seconds["resample"] = round(seconds.get("resample", 0.0) + time.perf_counter() - began - made, 3)
+        return labels
 
     def _probabilities(
-        self, view: Slices, collected: list[MaskSet] | None, on_progress: Progress | None
+        self, volume: _Volume, number: int, linked: list[LinkedSet], on_progress: Progress | None
     ) -> Iterator[NDArray[np.float32]]:
-        """Class probabilities slice by slice; the linked objects go to `collected`, where there is one."""
+        """Class probabilities slice by slice; at their end the linked objects are put into `linked`."""
+        task, adapter, view = self.settled.task, self.model.adapter, volume.views[number]
+        soft = task != "semantic" and not volume.resampling.is_exact
+        wanted = Wanted(
+            tuple(adapter.classes.is_thing),
+            adapter.overlap == "layered",
+            self.settled.score if self.settled.score is not None else 0.0,
+            task != "semantic",
+            soft or len(volume.views) > 1,
+        )
         linker = SliceLinker(view.shape, LinkRules(iou=self.options.link_iou, gap=self.options.gap))
+        parts, store = [MaskSet.empty(view.shape)], SoftStore()
+        stage = "predict" if len(volume.views) == 1 else f"predict, plane {number + 1}"
 
-        def each() -> Iterator[NDArray]:
-            for position, result in enumerate(self._slices(view)):
-                if collected is not None and self.settled.task != "semantic":
-                    collected.append(linker.add(position, result.objects))
-                yield result.probabilities
-                if on_progress:
-                    on_progress("predict", position + 1, len(view))
-            if collected is not None and self.settled.task != "semantic":
-                collected.append(linker.finish())
+        def each() -> Iterator[NDArray[np.float32]]:
+            position = 0
+            for positions in view.batches(self.options.batch):
+                for result in self.predictor([view[p] for p in positions], wanted):
+                    parts.append(linker.add(position, result.found.objects))
+                    store.add(position, result.found)
+                    yield result.probabilities
+                    position += 1
+                    if on_progress:
+                        on_progress(stage, position, len(view))
 
-        return smoothed(each()) if self.options.smooth else (one.astype(np.float32) for one in each())
+        yield from smoothed(each()) if self.options.smooth else each()
+        found = MaskSet.concatenate([*parts, linker.finish()])
+        if wanted.objects:
+            linked.append(LinkedSet(found, turn_objects(found, view.axis), view.axis, store))
 
-    def _slices(self, view: Slices) -> Iterator[TileResult]:
-        for positions in view.batches(self.options.batch):
-            yield from self.predictor([view[position] for position in positions])
-
-    def _class_map(self, probabilities: NDArray, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    def _objects(self, labels: NDArray, linked: Sequence[LinkedSet], resampling: Resampling) -> MaskSet:
+        """All objects on the source's grid, the overlap policy applied there."""
         adapter, rules = self.model.adapter, self.model.rules
-        threshold = self.model.thresholds.get("semantic", DEFAULT_SEMANTIC)
-        if adapter.overlap != "layered":
-            ids = class_map(probabilities, valid, adapter, threshold)
-            ids[~valid] = NOTHING
-            return ids
-        # one label a voxel: inner classes are painted over the outer ones, which hold them anyway
-        ids = np.zeros(valid.shape, np.uint8)
-        for k in sorted(range(len(adapter.classes)), key=lambda k: (len(rules.outer(adapter.classes.names[k])), k)):
-            ids[(probabilities[k] >= threshold) & valid] = k + 1
-        return ids
-
-    def _back(
-        self, labels: NDArray[np.uint8], objects: MaskSet, resampling: Resampling, geometry: VolumeGeometry
-    ) -> tuple[NDArray[np.uint8], MaskSet]:
-        adapter = self.model.adapter
-        back = resampling.back_labels(labels)
         if self.settled.task == "semantic":
-            found = regions(back, adapter, self.model.rules)
+            return regions(labels, adapter, rules)
+        if len(linked) == 1 and resampling.is_exact:
+            found = resampling.back_objects(linked[0].objects)
         else:
-            found = resampling.back_objects(adapter.outputs(objects))
-        least = max(1.0, self.options.min_volume_mm3 / geometry.voxel_volume_mm3 - 1e-9)
-        found = found[(found.areas >= least) & (found.scores >= (self.settled.score or 0.0))]
-        return back, found.canonical()
+            found = restore_objects(agree(linked), resampling)
+        found = adapter.outputs(found[found.areas > 0])
+        if len(linked) > 1:
+            found = apart(found)
+        if self.settled.task == "panoptic":
+            found = MaskSet.concatenate([found, self._stuff(labels, found)])
+        return found
+
+    def _stuff(self, labels: NDArray, things: MaskSet) -> MaskSet:
+        """One object of every stuff class of the class map; where classes exclude each other, things come first."""
+        adapter = self.model.adapter
+        if adapter.overlap == "exclusive" and len(things):
+            labels = np.where(things.union(np.zeros(len(things), np.int64)).to_dense()[0], 0, labels)
+        found = regions(labels, adapter, self.model.rules)
+        return found[~np.asarray(adapter.classes.is_thing)[found.labels]]
+
+
+def _timed(stream: Iterable[NDArray[np.float32]], watch: Stopwatch) -> Iterator[NDArray[np.float32]]:
+    """The stream, and under `predict` the seconds that making its items takes."""
+    items, last = iter(stream), object()
+    while True:
+        with watch.stage("predict"):
+            one = next(items, last)
+        if one is last:
+            return
+        yield cast(NDArray[np.float32], one)
+
+
+def apart(objects: MaskSet) -> MaskSet:
+    """Every object whose mask fell into parts that do not touch, as an object a part: one id is one piece."""
+    result = []
+    for number in range(len(objects)):
+        one = HardSet(objects).soft_of(number)
+        parts = components(one.values > 0, int(objects.labels[number]))
+        placed = parts.place(objects.shape, one.offset)
+        result.append(placed.with_scores(np.full(len(parts), objects.scores[number], np.float32)))
+    return MaskSet.concatenate(result) if result else objects
 
 
 def regions(labels: NDArray[np.uint8], adapter: DomainAdapter, rules: VolumeRules) -> MaskSet:
@@ -222,3 +262,22 @@ def regions(labels: NDArray[np.uint8], adapter: DomainAdapter, rules: VolumeRule
             parts.append(components(mask, k) if thing else MaskSet.from_dense(mask[None], [k]))
     found = MaskSet.concatenate(parts) if parts else MaskSet.empty(labels.shape)
     return nested(found, adapter.classes, rules)
+
+
+def _check_fold(fold: str, first: DomainAdapter, other: DomainAdapter) -> None:
+    """The channels' statistics may differ a little from fold to fold; what they are may not."""
+    for name in ("classes", "overlap", "spacing", "context_slices", "volume"):
+        if getattr(first, name) != getattr(other, name):
+            raise InputError(f"{fold}: not a fold of the same model: its adapter has another `{name}`")
+    fitted = (
+        first.volume is not None and first.volume.intensity == "volume"
+    )  # to every scan: the adapter's do not count
+    if first.channels.names != other.channels.names or (not fitted and first.channels != other.channels):
+        raise InputError(f"{fold}: not a fold of the same model: its channels differ in name or scale")
+
+
+def _mean_thresholds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every threshold that all folds have tuned; of others that of the first."""
+    first = each[0]
+    shared = [name for name in first if all(name in one for one in each)]
+    return {**first, **{name: float(np.mean([one[name] for one in each])) for name in shared}}

@@ -1,31 +1,33 @@
 """A volume as slices with context (2.5-D), and what was found on slices back as a volume.
 
-The slice at position p across `axis` is the picture of the other two axes in their order. With `context` neighbours on
-each side its channels are those of slice p - context, then p - context + 1, ... p + context; beyond the ends the
-outermost slice is repeated.
+The slice at position p across `axis` is the picture of the other two axes in their order. With n context slices on each
+side its channels are those of slice p - n, then p - n + 1, ... p + n; beyond the ends the outermost slice is repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.base import DomainAdapter
+from adapters.medical import slice_inputs
 from maskformer.masks import MaskSet
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Slices of `values` (C, d, h, w), `valid` (d, h, w) across `axis` (0 to 2)."""
+    """Slices of `values` (C, d, h, w), `valid` (d, h, w) across `axis` (0 to 2), on the scale of the adapter's model.
+
+    A voxel without a value is 0 in every picture it is part of: each neighbour is masked by what is valid in itself.
+    """
 
     values: NDArray
     valid: NDArray[np.bool_]
     axis: int
-    context: int = 0
+    adapter: DomainAdapter
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -36,12 +38,10 @@ class Slices:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, position: int) -> tuple[NDArray, NDArray[np.bool_]]:
-        """The picture ((2 context + 1) C, h, w) around a slice and what is valid in the slice itself."""
-        turned = np.moveaxis(self.values, self.axis + 1, 1)
-        near = np.clip(np.arange(position - self.context, position + self.context + 1), 0, len(self) - 1)
-        picture = np.ascontiguousarray(np.moveaxis(turned[:, near], 1, 0))
-        return picture.reshape(-1, *picture.shape[2:]), np.moveaxis(self.valid, self.axis, 0)[position]
+    def __getitem__(self, position: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The picture (C (2 n + 1), h, w) float32 around a slice and what is valid in the slice itself."""
+        picture = slice_inputs(self.adapter, self.values, self.valid, position, self.axis)
+        return picture, self.valid.take(position, axis=self.axis)
 
     def batches(self, size: int) -> Iterator[list[int]]:
         """Positions in order, `size` at a time."""
@@ -49,45 +49,26 @@ class Slices:
             yield list(range(start, min(start + size, len(self))))
 
 
-@dataclass(frozen=True)
-class ContextAdapter:
-    """An adapter whose inputs are pictures of `Slices`: each slice of the context is scaled as one of its own."""
-
-    adapter: DomainAdapter
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "adapter":  # copying asks before the field is there
-            raise AttributeError(name)
-        return getattr(self.adapter, name)
-
-    def inputs(self, array: NDArray, valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """((2 n + 1) C, h, w) -> the same, float32, on the model's scale."""
-        step = len(self.adapter.channels)
-        if len(array) != step * (2 * self.adapter.context_slices + 1):
-            raise ValueError(f"expected {2 * self.adapter.context_slices + 1} slices of {step}, found {len(array)}")
-        parts = [self.adapter.inputs(array[k : k + step], valid) for k in range(0, len(array), step)]
-        return np.concatenate(parts)
-
-
 def turn_objects(objects: MaskSet, axis: int) -> MaskSet:
     """Objects of (slices, height, width) on the volume whose axis `axis` is the slices'; costs their boxes."""
-    if axis == 0 or not len(objects):
-        return objects if axis == 0 else MaskSet.empty(_turned(objects.shape, axis))
-    shape = _turned(objects.shape, axis)
-    parts = []
+    order = [1, 2]
+    order.insert(axis, 0)
+    return transposed(objects, order)
+
+
+def transposed(objects: MaskSet, order: Sequence[int]) -> MaskSet:
+    """Objects on the canvas whose axis a is axis `order[a]` of theirs; costs their boxes."""
+    if list(order) == [0, 1, 2]:
+        return objects
+    shape = tuple(objects.shape[a] for a in order)
+    parts = [MaskSet.empty(shape)]
     for number in range(len(objects)):
         box = objects.boxes[number]
         window = [slice(int(a), int(b)) for a, b in zip(box[:3], box[3:])]
-        mask = np.moveaxis(objects[[number]].crop(window).to_dense()[0], 0, axis) if objects.areas[number] else None
-        if mask is None:
-            parts.append(MaskSet.empty(shape))
+        inside = objects[[number]].crop(window)
+        if not len(inside):
             continue
-        one = MaskSet.from_dense(np.ascontiguousarray(mask)[None], [objects.labels[number]], [objects.scores[number]])
-        parts.append(one.place(shape, _turned(tuple(part.start for part in window), axis)))
+        mask = np.ascontiguousarray(inside.to_dense()[0].transpose(order))
+        one = MaskSet.from_dense(mask[None], [objects.labels[number]], [objects.scores[number]])
+        parts.append(one.place(shape, [window[a].start for a in order]))
     return MaskSet.concatenate(parts)
-
-
-def _turned(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    rest = list(shape[1:])
-    rest.insert(axis, shape[0])
-    return tuple(rest)

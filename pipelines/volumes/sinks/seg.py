@@ -70,20 +70,27 @@ def check_seg(path: Path, objects: MaskSet, reference: Sequence[Any]) -> None:
     found = segread(str(path))
     if found.number_of_segments != len(objects):
         raise RuntimeError(f"the DICOM-SEG holds {found.number_of_segments} segments, not {len(objects)}")
+    frames = 0
     for number in range(len(objects)):
-        back = MaskSet.from_dense(_read(found, reference, number + 1)[None], [0])
-        if not np.array_equal(back.runs, objects[[number]].runs):
+        runs = objects.runs[objects.offsets[number] : objects.offsets[number + 1]]
+        frames += len(np.unique(runs[:, 0]))
+        # the slices it lies in: no others have a frame, as the count of all frames says below
+        part = slice(int(runs[0, 0]), int(runs[-1, 0]) + 1)
+        back = MaskSet.from_dense(_read(found, reference, number + 1, part)[None], [0])
+        if not np.array_equal(back.runs + np.array([part.start, 0, 0, 0]), runs):
             raise RuntimeError(f"segment {number + 1} of the DICOM-SEG does not come back as it was written")
+    if int(found.NumberOfFrames) != frames:
+        raise RuntimeError(f"the DICOM-SEG holds {found.NumberOfFrames} frames, not {frames}")
 
 
-def _read(seg: Any, reference: Sequence[Any], number: int) -> NDArray[np.bool_]:
-    """Only one segment's frames are decoded; `missing` frames are those in which it is empty."""
+def _read(seg: Any, reference: Sequence[Any], number: int, part: slice = slice(None)) -> NDArray[np.bool_]:
+    """One segment on slices `part` of the series; `missing` frames are those in which it is empty."""
     options: dict[str, Any] = {"segment_numbers": [number], "assert_missing_frames_are_empty": True}
     if len(reference) == 1 and "NumberOfFrames" in reference[0]:
-        frames = list(range(1, int(reference[0].NumberOfFrames) + 1))
+        frames = list(range(1, int(reference[0].NumberOfFrames) + 1))[part]
         pixels = seg.get_pixels_by_source_frame(reference[0].SOPInstanceUID, frames, **options)
     else:
-        pixels = seg.get_pixels_by_source_instance([one.SOPInstanceUID for one in reference], **options)
+        pixels = seg.get_pixels_by_source_instance([one.SOPInstanceUID for one in reference[part]], **options)
     return pixels[..., 0] > 0
 
 

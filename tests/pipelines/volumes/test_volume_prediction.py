@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from adapters.base import DomainAdapter
@@ -17,7 +18,7 @@ from adapters.channels import Channel, ChannelSet
 from adapters.classes import Class, ClassSet
 from maskformer.prediction import DensePrediction
 from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor
-from pipelines.volumes.slicing import ContextAdapter, Slices
+from pipelines.volumes.slicing import Slices
 from pipelines.volumes.source import open_volume
 from pipelines.volumes.studies import predict_studies, predict_volume
 from tests.models import Oracle
@@ -54,10 +55,15 @@ def model(classes: int = 2, **settings: object) -> VolumeModel:
 
 
 class Threshold(nn.Module):
-    """Says class 0 where the picture is above one half."""
+    """Says class 0 where the middle one of the picture's channels is above one half, less surely close to it."""
+
+    def __init__(self, channels: int = 1, shift: float = 0.0, sure: float = 20.0) -> None:
+        super().__init__()
+        self.middle, self.shift, self.sure = channels // 2, shift, sure
 
     def forward(self, x: Tensor) -> DensePrediction:
-        return DensePrediction(torch.stack([20 * (x[:, 0] - 0.5), torch.zeros_like(x[:, 0])], 1))
+        seen = x[:, self.middle]
+        return DensePrediction(torch.stack([self.sure * (seen - 0.5 + self.shift), torch.zeros_like(seen)], 1))
 
 
 @pytest.mark.parametrize("planes", [None, ("axial",), ("coronal",), ("axial", "coronal", "sagittal")])
@@ -106,18 +112,41 @@ def test_a_coarser_model_grid_gives_results_on_the_files_grid(tmp_path: Path) ->
         assert np.abs(away).max() < 0.1 and abs(int((one == 1).sum()) / labels.sum() - 1) < 0.15
 
 
-def test_context_comes_slice_by_slice() -> None:
-    values = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    slices = Slices(values, np.ones((3, 4, 5), bool), axis=1, context=1)
-    picture, valid = slices[0]
-    assert slices.shape == (4, 3, 5) and picture.shape == (6, 3, 5) and valid.shape == (3, 5)
-    assert np.array_equal(picture[:2], values[:, :, 0]) and np.array_equal(picture[2:4], values[:, :, 0])
-    assert np.array_equal(picture[4:], values[:, :, 1])
-    one = DomainAdapter(
-        "a", ChannelSet((Channel("x", (), 1, 2), Channel("y", (), 3, 4))), ClassSet((Class("c"),)), context_slices=1
-    )
-    scaled = ContextAdapter(one).inputs(picture, valid)
-    assert np.allclose(scaled[4], (picture[4] - 1) / 2) and np.allclose(scaled[5], (picture[5] - 3) / 4)
+def test_a_slice_and_its_neighbours_are_masked_each_by_its_own_voxels() -> None:
+    values = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    valid = np.ones((3, 4, 5), bool)
+    valid[2, 1, 3] = False  # a voxel of the slice above: no other slice may lose it, and it may reach none
+    channels = ChannelSet((Channel("x", (), 1, 2), Channel("y", (), 3, 4)))
+    one = DomainAdapter("a", channels, ClassSet((Class("c"),)), context_slices=1)
+    slices = Slices(values, valid, 1, one)
+    picture, seen = slices[0]
+    assert slices.shape == (4, 3, 5) and picture.shape == (6, 3, 5) and seen.all()
+    assert np.allclose(picture[0], (values[0, :, 0] - 1) / 2) and np.array_equal(picture[:2], picture[2:4])
+    above = (values[1, :, 1] - 3) / 4
+    above[2, 3] = 0
+    assert np.allclose(picture[5], above)
+    assert not slices[1][1][2, 3] and slices[1][1].sum() == 14
+
+
+@pytest.mark.parametrize("spacing", [None, (1.7, 1.3, 2.0)])
+def test_voxels_without_a_value_reach_none_that_has_one(tmp_path: Path, spacing: tuple | None) -> None:
+    labels = np.zeros((24, 26, 18), np.float32)
+    labels[4:18, 6:20, 3:15] = 1
+    hole = (slice(9, 11), slice(9, 11), slice(7, 9))
+    found = []
+    for number, fill in enumerate((np.nan, np.inf, -np.inf)):
+        broken = labels.copy()
+        broken[hole] = fill
+        path = save(tmp_path / f"{number}.nii", broken, np.diag([-1.0, 1, 1, 1]))
+        one = VolumeModel(Threshold(3), adapter(1, spacing=spacing, context_slices=1))
+        folder = predict_volume(path, one, tmp_path / "out", VolumeOptions(**FAST, batch=2))
+        found.append(np.asanyarray(nibabel.load(folder / "labels.nii.gz").dataobj))
+        assert (found[-1][hole] == 0).all(), "nothing is seen where nothing was measured"
+        away = found[-1] != labels
+        away[tuple(slice(s.start - 2, s.stop + 2) for s in hole)] = False
+        border = ndimage.binary_dilation(labels, iterations=2) & ~ndimage.binary_erosion(labels, iterations=2)
+        assert not (away & ~border).any() and away.sum() < (0.5 if spacing else 1e-9) * border.sum() + 1
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
 def test_dicom_gets_a_segmentation_and_names_stay_inside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
