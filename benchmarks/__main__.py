@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 
 # What benchmarks are made of.
-PARTS = ("density_unet", "measure", "ours", "record", "stitching_rivals", "stitching_scene", "theirs")
+PARTS = (
+    *("density_unet", "measure", "ours", "record", "stitching_rivals", "stitching_scene", "theirs"),
+    "volume_training",
+)
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in PARTS)
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class CropDataset:
             torch.default_generator.manual_seed(int(generator.integers(2**63)))
             image, planes, present = self.augment(image, planes, present, self.crop)
         target = Target(target.labels, planes[:-1], planes[-1].bool() & present)
-        return image, _without_specks(target, self.sampling.min_pixels)
+        return image, without_specks(target, self.sampling.min_pixels)
 
     def fingerprint(self) -> str:
         """SHA-256 of what samples depend on: pixels, objects, windows, adapter, crop, seed, sampling."""
@@ -209,7 +209,7 @@ class Place:
         return (visible < sampling.min_pixels) | (thing & cut_away)
 
 
-def _without_specks(target: Target, min_pixels: int) -> Target:
+def without_specks(target: Target, min_pixels: int) -> Target:
     """Objects of fewer than `min_pixels` valid pixels are dropped, and their pixels ignored; numbers close up."""
     kept = target.areas() >= min_pixels
     if kept.all():

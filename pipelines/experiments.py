@@ -25,7 +25,7 @@ from pipelines.checkpoints import NAME as CHECKPOINT
 from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
 from pipelines.datasets import CropDataset, Part
 from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
-from pipelines.labelled import LabelledData
+from pipelines.labelled import LabelledData, load_adapter
 from pipelines.predictor import Predictor, default_task, settle
 from pipelines.sinks.folder import atomic_write
 from pipelines.splits import Place
@@ -60,7 +60,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class _Watch:
+class Watch:
     """Passes the rows of a training on to whoever watches."""
 
     on_progress: Progress | None
@@ -100,11 +100,18 @@ def train(
     on_progress: Progress | None = None,
     on_row: OnRow | None = None,
 ) -> Outcome:
-    """Train the config's model and its baseline; leave `out/bundle/`, `out/baseline/` and `out/metrics.json`."""
+    """Train the config's model and its baseline; leave `out/bundle/`, `out/baseline/` and `out/metrics.json`.
+
+    Volumes go their own way, see `pipelines.volumes.experiments`.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     config = changed(config, minutes, seed)
-    watch = _Watch(on_progress, on_row)
+    watch = Watch(on_progress, on_row)
+    if load_adapter(config).volume is not None:
+        from pipelines.volumes.experiments import train_volumes
+
+        return train_volumes(config, out, resume, watch)
     if resume and not (out / "checkpoints" / CHECKPOINT).exists():
         raise InputError(f"{out}: nothing to resume; no checkpoint of an earlier run is there")
     with LabelledData(config) as data:
@@ -114,14 +121,14 @@ def train(
         baselines: dict[str, Any] = {"trivial": _trivial(data)}
         beside = None
         if config.baseline:
-            model, options = _baseline_settings(config)
+            model, options = baseline_settings(config)
             beside = _train_one(config, model, options, data, out / "baseline-checkpoints", resume, watch)
-            baselines["unet"] = {**beside.scores, "training": _training_facts(beside)}
+            baselines["unet"] = {**beside.scores, "training": training_facts(beside)}
             _save(out / "baseline", beside, data, {"heldout": beside.scores})
         metrics = {"heldout": trained.scores, "baseline": baselines}
         folder = _save(out / "bundle", trained, data, metrics, beside)
         scored_on = "held-out place" if data.split.test else "every scene, training part included"
-    flat = {**trained.scores, "scored_on": scored_on, "training": _training_facts(trained), "baseline": baselines}
+    flat = {**trained.scores, "scored_on": scored_on, "training": training_facts(trained), "baseline": baselines}
     with atomic_write(out / "metrics.json") as temporary:
         Path(temporary).write_text(json.dumps(flat, indent=2) + "\n")
     return Outcome(folder, flat)
@@ -137,9 +144,13 @@ def evaluate(
     out = Path(out)
     bundle = load_bundle(model)
     config = config.model_copy(update={"adapter": bundle.adapter.to_dict()})
+    if bundle.adapter.volume is not None:
+        from pipelines.volumes.experiments import evaluate_volumes
+
+        return evaluate_volumes(bundle, config, out, Watch(on_progress, None))
     with LabelledData(config) as data:
         places = data.split.test or _everything(data)
-        tiles = _Watch(on_progress, None).tiles("score")
+        tiles = Watch(on_progress, None).tiles("score")
         options = config.predict.model_copy(
             update={"task": config.predict.task or bundle.provenance.get("task") or default_task(bundle.adapter)}
         )
@@ -185,7 +196,7 @@ def _train_one(
     data: LabelledData,
     checkpoints: Path,
     resume: bool,
-    watch: _Watch,
+    watch: Watch,
 ) -> Trained:
     split = data.split
     model_config, model = build(wanted, data.adapter)
@@ -217,7 +228,7 @@ def _train_one(
     return Trained(model, model_config, options, settings, fitted, thresholds, scores)
 
 
-def _baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:
+def baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:
     """The baseline's model and options: all as for the model but for the network and its learning rates."""
     baseline = config.baseline
     assert baseline is not None
@@ -251,7 +262,7 @@ def changed(config: RunConfig, minutes: float | None, seed: int | None) -> RunCo
     return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
-def _training_facts(trained: Trained) -> dict[str, Any]:
+def training_facts(trained: Trained) -> dict[str, Any]:
     options = trained.options
     return {
         "preset_parameters": sum(p.numel() for p in trained.model.parameters()),
@@ -275,7 +286,7 @@ def _save(
     provenance = {
         "name": data.config.name,
         "task": trained.predict.task,
-        "training": _training_facts(trained),
+        "training": training_facts(trained),
         "history": trained.fitted.history,
         "baseline_history": beside.fitted.history if beside else [],
         "places": _places(data),

@@ -25,7 +25,7 @@ def build(options: ModelOptions, adapter: DomainAdapter) -> tuple[ModelConfig, n
             **{
                 **options.overrides,
                 "num_classes": len(adapter.classes),
-                "in_channels": len(adapter.channels),
+                "in_channels": len(adapter.channels) * (1 + 2 * adapter.context_slices),
             },
         )
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pipelines.config import RunConfig, save_config
 from pipelines.experiments import Outcome, changed, train
+from pipelines.labelled import load_adapter
 from pipelines.tracking import register, track
 
 
@@ -43,14 +45,25 @@ def train_tracked(
         outcome = train(config, out, resume=resume, on_progress=on_progress, on_row=on_row)
         run.metrics(final_scores(outcome))
         save_config(config, Path(out) / "config.yaml")
-        for name in ("config.yaml", "metrics.json"):
-            run.artifact(Path(out) / name)
+        run.artifact(Path(out) / "metrics.json")
+        with tempfile.TemporaryDirectory() as folder:
+            save_config(discreet(config), Path(folder) / "config.yaml")
+            run.artifact(Path(folder) / "config.yaml")
         registered = None
         if tracking.register_as:
             scores = {key: value for key, value in outcome.metrics.items() if isinstance(value, float)}
             version = register(outcome.bundle, tracking.register_as, run, alias=tracking.alias, scores=scores)
             registered = f"models:/{tracking.register_as}/{version}"
         return TrackedOutcome(outcome.bundle, outcome.metrics, run.run_id, registered)
+
+
+def discreet(config: RunConfig) -> RunConfig:
+    """The config as it may travel: of volumes without the paths of their data, whose names may be patients'."""
+    if load_adapter(config).volume is None:
+        return config
+    hidden = {"source": "(not recorded)", "patient": None}
+    data = tuple(item.model_copy(update={**hidden, "labels": item.labels and "(not recorded)"}) for item in config.data)
+    return config.model_copy(update={"data": data})
 
 
 def final_scores(outcome: Outcome) -> dict[str, float]:

@@ -100,7 +100,7 @@ def tune(
     if not any(len(truth) for _, truth in pairs):
         return chosen
     if per_pixel:
-        chosen["regions"] = _middle_of_best([float(np.mean(scores)) for scores in by_threshold])
+        chosen["regions"] = middle_of_best([float(np.mean(scores)) for scores in by_threshold])
     else:
         chosen["score"] = best_score(pairs, measure)
     return chosen
@@ -108,10 +108,10 @@ def tune(
 
 def best_score(pairs: Sequence[tuple[MaskSet, MaskSet]], measure: Callable[[MaskSet, MaskSet], float]) -> float:
     """The score limit with the highest mean `measure(prediction, truth)`; the middle of a plateau."""
-    return _middle_of_best([float(np.mean([measure(p[p.scores >= limit], t) for p, t in pairs])) for limit in SCORES])
+    return middle_of_best([float(np.mean([measure(p[p.scores >= limit], t) for p, t in pairs])) for limit in SCORES])
 
 
-def _middle_of_best(means: list[float]) -> float:
+def middle_of_best(means: list[float]) -> float:
     plateau = np.flatnonzero(np.isclose(means, np.max(means)))
     return round(float(SCORES[plateau[len(plateau) // 2]]), 2)
 

@@ -25,6 +25,7 @@ class LabelOptions:
     points: how points become masks; without it the adapter's rule (`DomainAdapter.points`) holds.
     centres: outlines and boxes are taken for points at their centroids.
     dots: a label picture marks each object by a dot on black.
+    resample: labels of a volume that lie on another grid than the image are brought onto its grid, not refused.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # a typo in a run config is an error
@@ -42,6 +43,7 @@ class LabelOptions:
     points: PointRule | None = None
     centres: bool = False
     dots: bool = False
+    resample: bool = False
 
     def __post_init__(self) -> None:
         one_of(self.boxes, "labels: boxes", ("ellipse", "box"))

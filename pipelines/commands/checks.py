@@ -77,8 +77,13 @@ def preset_exists(config: RunConfig, path: Path) -> None:
 
 
 def data_fits(config: RunConfig) -> None:
-    """Every scene opens with the adapter's channels, its labels fit it, and the split leaves parts."""
-    from pipelines.labelled import LabelledData
+    """Every scene opens with the adapter's channels, its labels fit it, and the split leaves parts. Volumes too."""
+    from pipelines.labelled import LabelledData, load_adapter
 
+    if load_adapter(config).volume is not None:
+        from pipelines.volumes.prepared import check_cases
+
+        check_cases(config)
+        return
     with LabelledData(config) as data:
         _ = data.split

@@ -1,0 +1,17 @@
+"""Hippocampus in T1 MR, 12 patients in 3 folds: mask model and per-pixel U-Net."""
+
+from __future__ import annotations
+
+from benchmarks.record import ROOT
+from benchmarks.volume_training import cross_validate
+
+CONFIG = ROOT / "configs" / "medical" / "hippocampus.yaml"
+GOAL = {"dice": 0.83, "dice_behind_unet": 0.01}
+
+
+def main() -> None:
+    cross_validate("hippocampus", CONFIG, GOAL)
+
+
+if __name__ == "__main__":
+    main()
