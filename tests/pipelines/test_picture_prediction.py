@@ -13,6 +13,7 @@ from adapters.classes import Class, ClassSet
 from adapters.errors import InputError
 from adapters.imagery import pictures
 from maskformer.masks import MaskSet
+from pipelines import cli
 from pipelines.annotations import read_annotations
 from pipelines.config import PredictOptions
 from pipelines.picture_prediction import predict_pictures
@@ -110,3 +111,13 @@ def test_an_overlay_tints_classes_and_outlines_objects(scale: int) -> None:
     drawn = overlay(picture, scale, two(), ids, CLASSES)
     assert (drawn[150 // scale, 12 // scale] != 100).any() and (drawn[150 // scale, 30 // scale] == 100).all()
     assert (drawn[150 // scale] == 255).all(axis=1).sum() == 2, "left and right edge of the tall object"
+
+
+def test_the_command_predicts_a_folder_of_photos(bundle: Path, folder: Path, tmp_path: Path, capsys) -> None:
+    given = ["--task", "semantic", "--score", "0", "--device", "cpu"]
+    assert cli.run(["predict", str(bundle), str(folder), "--out", str(tmp_path / "out"), *given]) == 3
+    said = capsys.readouterr()
+    assert "broken.jpg" in said.err and "in 2 pictures" in said.err
+    assert (tmp_path / "out" / "panoptic.json").exists()
+    assert cli.run(["predict", str(bundle), str(folder), "--out", str(tmp_path / "o"), "--stac"]) == 2
+    assert "only for scenes" in capsys.readouterr().err
