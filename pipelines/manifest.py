@@ -55,6 +55,7 @@ def write_manifest(
             "crs": None if crs is None else crs.to_string(),
         },
         "shards": len(plan.shards),
+        "threads": plan.threads,
         "parameters": plan.options.model_dump(mode="json"),
         "timings_s": watch.seconds,
         "peak_rss_bytes": peak_rss_bytes(),
@@ -68,6 +69,7 @@ def write_manifest(
             "machine": platform.machine(),
             "system": platform.system(),
             "python": platform.python_version(),
+            "run": plan.run,
         },
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

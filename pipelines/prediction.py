@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
+import glob
+import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -23,11 +23,12 @@ from pipelines.annotations.options import LabelOptions
 from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, RegionMapper, Window, assemble
 from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions, WriteOptions
+from pipelines.executors import ExecutorOptions, run_shards
 from pipelines.manifest import Stopwatch, write_manifest
 from pipelines.predictor import Predictor
 from pipelines.scene import ScenePlan, check_unchanged, open_bundle, open_scene, plan_scene
 from pipelines.scene_report import write_scene_report
-from pipelines.shards import Losses, is_finished, predict_shard, predict_tiles, read_losses, read_shards
+from pipelines.shards import Losses, is_finished, predict_tiles, read_losses, read_shards
 from pipelines.sinks.attribute_table import write_attribute_table
 from pipelines.sinks.confidence import ConfidenceSink
 from pipelines.sinks.folder import OutputFolder
@@ -37,8 +38,8 @@ from pipelines.sinks.stac import write_item
 from pipelines.sinks.style import write_style
 from pipelines.sinks.vector import NAMES, write_objects
 from pipelines.sources.tolerant import TolerantSource, lost_pixels
+from pipelines.work_folder import held, work_path
 
-log = logging.getLogger(__name__)
 Progress = Callable[..., None]  # (stage, done, total)
 
 
@@ -63,14 +64,17 @@ def predict_scene(
     labels: str | None = None,
     label_options: LabelOptions | None = None,
     write: WriteOptions | None = None,
+    executor: ExecutorOptions | None = None,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> Path:
     """Predict `source` with `model` (bundle folder or `models:/…`) into `out/<stem>/`; returns that folder.
 
     Nothing appears under the final name before all of it is complete. An interrupted run goes on from its
-    finished shards when called again with the same scene, model and options.
+    finished shards when called again with the same scene, model and options. `executor` says who computes the
+    shards, and moves no byte.
     """
+    executor = executor or ExecutorOptions()
     watch = Stopwatch()
     with watch.stage("plan"):
         plan = plan_scene(
@@ -81,29 +85,23 @@ def predict_scene(
             label_options or LabelOptions(),
             write or WriteOptions(),
         )
-    work = work_folder(plan, out)
-    with watch.stage("predict"):
-        _run_shards(plan, work, on_progress)
-    folder = finish_scene(plan, work, Path(out), watch, overwrite=overwrite)
-    discard_shards(work)
+    plan = executor.settle(plan)
+    with held(plan, out) as work:
+        with watch.stage("predict"):
+            _run_shards(plan, work.path, executor, on_progress)
+        folder = finish_scene(plan, work.path, Path(out), watch, overwrite=overwrite)
+        work.release(discard=True)
     return folder
 
 
-def work_folder(plan: ScenePlan, out: str | Path) -> Path:
-    """Where the shards of this very plan lie, inside the output folder; made when it is not there."""
-    folder = _work_path(plan, out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
-    return folder
-
-
-def discard_shards(work: Path) -> None:
-    """Remove a finished scene's shards, and the folder they share with other scenes when it is empty."""
-    shutil.rmtree(work, ignore_errors=True)
-    with suppress(OSError):  # another scene's shards may be there, or come at this very moment
-        work.parent.rmdir()
+def written_by_the_run(plan: ScenePlan, out: str | Path) -> Path | None:
+    """The scene's folder that run `plan.run` has written, if it has: a run that is repeated writes no second one."""
+    for manifest in sorted(Path(out).glob(f"{glob.escape(plan.stem)}*/run.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(manifest.read_text())
+            if (found["host"]["run"], found["source"]["sha256"]) == (plan.run, plan.source_sha256):
+                return manifest.parent
+    return None
 
 
 def finish_scene(
@@ -208,7 +206,7 @@ def forecast(plan: ScenePlan, out: str | Path) -> Forecast:
         started = time.perf_counter()
         list(predict_tiles(source, [middle], predictor))
         seconds = time.perf_counter() - started
-    work = _work_path(plan, out)
+    work = work_path(plan, out)
     done = sum(is_finished(plan, number, work) for number in range(len(plan.shards)))
     left = sum(len(s) for n, s in enumerate(plan.shards) if not is_finished(plan, n, work))
     height, width = plan.shape
@@ -227,20 +225,18 @@ def forecast(plan: ScenePlan, out: str | Path) -> Forecast:
     )
 
 
-def _work_path(plan: ScenePlan, out: str | Path) -> Path:
-    return Path(out) / ".shards" / f"{plan.stem}-{plan.key[:16]}"
-
-
-def _run_shards(plan: ScenePlan, work: Path, on_progress: Progress | None) -> None:
+def _run_shards(plan: ScenePlan, work: Path, executor: ExecutorOptions, on_progress: Progress | None) -> None:
     done = 0
 
-    def tile_done() -> None:
+    def tiles_done(tiles: int) -> None:
         nonlocal done
-        done += 1
+        done += tiles
         if on_progress:
             on_progress(f"{plan.stem}: tiles", done, len(plan.grid))
 
-    for number, tiles in enumerate(plan.shards):
-        if not predict_shard(plan, number, work, tile_done):
-            log.info("%s: shard %d is there already", plan.stem, number)
-            done += len(tiles)
+    def shard_done(number: int, computed: bool) -> None:
+        # The serial executor tells of each tile; the others, and shards that were there, come whole.
+        if executor.kind != "serial" or not computed:
+            tiles_done(len(plan.shards[number]))
+
+    run_shards(plan, work, executor, shard_done, lambda: tiles_done(1))

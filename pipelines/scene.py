@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
+from torch import get_num_threads
 
 from adapters.base import DomainAdapter
 from adapters.errors import InputError
@@ -30,7 +31,9 @@ from pipelines.sources.geotiff import local
 class ScenePlan(Strict):
     """One scene, one model, one grid. `model` is a bundle folder; `reference` is how the user named it.
 
-    `labels` are drawn on the report and change nothing else; `write` says which files there are.
+    `labels` are drawn on the report and change nothing else; `write` says which files there are; `threads` share a
+    forward pass on a CPU, on every machine alike, because sums in another order may move the last digit of a score;
+    `run` is the id of the Prefect run that asked, by which a repeated run finds what it had already written.
     """
 
     source: str
@@ -46,6 +49,8 @@ class ScenePlan(Strict):
     labels: str | None = None
     label_options: LabelOptions = LabelOptions()
     write: WriteOptions = WriteOptions()
+    threads: int = Field(default_factory=get_num_threads)
+    run: str | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -67,6 +72,8 @@ class ScenePlan(Strict):
         settings = self.options.model_dump(mode="json")
         if self.options.aoi:
             settings["aoi"] = hashlib.sha256(Path(self.options.aoi).read_bytes()).hexdigest()
+        if self.options.device == "cpu":
+            settings["threads"] = self.threads
         parts = [self.source_sha256, self.model_digest, self.shape, settings]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

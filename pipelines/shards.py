@@ -1,14 +1,16 @@
 """A shard: the predictions of a few rows of tiles, computed as one piece of work and kept as one file.
 
 `shard-0003.npz` holds every tile's objects, probabilities and valid pixels, without pickles; `shard-0003.json` beside
-it holds the plan's key, the file's hash and what of the scene could not be read, and is written last: a shard is
-finished when key and hash agree.
+it holds the plan's key, the file's hash, the seconds it took and what of the scene could not be read, and is written
+last: a shard is finished when key and hash agree.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -25,16 +27,37 @@ from pipelines.predictor import Predictor, TileResult, batched
 from pipelines.scene import ScenePlan, open_scene
 from pipelines.sinks.folder import atomic_write, sha256
 from pipelines.sources.tolerant import TolerantSource
+from pipelines.work_folder import alone_with
 
 log = logging.getLogger(__name__)
 Losses = dict[tuple[int, int, int, int], str]  # (top, bottom, left, right) of a window → why it could not be read
 
 
 def predict_shard(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], None] | None = None) -> bool:
-    """Compute shard `number` into `work`, unless its file is there and whole. True where it computed."""
+    """Compute shard `number` into `work`, unless its file is there and whole. True where it computed.
+
+    Where another run is at this shard, wait for it and find it.
+    """
     if is_finished(plan, number, work):
         return False
-    predictor = _predictor(plan.model, plan.model_digest, plan.options.model_dump_json())
+    with alone_with(work, number):
+        if is_finished(plan, number, work):
+            return False
+        _compute(plan, number, work, tile_done)
+        return True
+
+
+def warm_up(plan: ScenePlan) -> None:
+    """Get this process ready for shards of `plan`: its number of threads, and its model in memory."""
+    import torch
+
+    torch.set_num_threads(plan.threads)
+    _ready(plan)
+
+
+def _compute(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], None] | None) -> None:
+    predictor = _ready(plan)
+    started = time.perf_counter()
     every = plan.grid.tiles
     tiles = [every[index] for index in plan.shards[number]]
     with open_scene(plan, predictor.adapter) as opened:
@@ -44,8 +67,7 @@ def predict_shard(plan: ScenePlan, number: int, work: Path, tile_done: Callable[
             results.append(result)
             if tile_done:
                 tile_done()
-    _write(plan, number, work, results, source.lost)
-    return True
+    _write(plan, number, work, results, source.lost, time.perf_counter() - started)
 
 
 def predict_tiles(source: Any, tiles: list[Tile], predictor: Predictor) -> Iterator[tuple[Tile, TileResult]]:
@@ -87,6 +109,14 @@ def read_losses(plan: ScenePlan, work: Path) -> Losses:
     return lost
 
 
+def shard_seconds(number: int, work: Path) -> float | None:
+    """How long finished shard `number` took to compute; None where it is not there."""
+    try:
+        return float(json.loads(_paths(work, number)[1].read_text())["seconds"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def _read(source: Any, tiles: list[Tile]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [source.read(tile.window) for tile in tiles]
 
@@ -102,6 +132,14 @@ def _nothing(shape: tuple[int, ...], classes: int) -> TileResult:
     return TileResult(MaskSet.empty(shape), np.zeros((classes, *shape), np.float16), np.zeros(shape, bool))
 
 
+def _ready(plan: ScenePlan) -> Predictor:
+    with _BUILDING:  # a worker may have several threads
+        return _predictor(plan.model, plan.model_digest, plan.options.model_dump_json())
+
+
+_BUILDING = threading.Lock()
+
+
 @lru_cache(maxsize=1)
 def _predictor(model: str, digest: str, options: str) -> Predictor:
     """Built once a process: every further shard of the run finds it ready."""
@@ -111,7 +149,7 @@ def _predictor(model: str, digest: str, options: str) -> Predictor:
     return Predictor(bundle.build(), bundle.adapter, PredictOptions.model_validate_json(options))
 
 
-def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult], lost: Losses) -> None:
+def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult], lost: Losses, seconds: float) -> None:
     data, marker = _paths(work, number)
     objects = [result.objects for result in results]
     with atomic_write(data) as temporary, Path(temporary).open("wb") as file:
@@ -127,7 +165,9 @@ def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult], 
         )
     rows = [[*window, reason] for window, reason in sorted(lost.items())]
     with atomic_write(marker) as temporary:
-        Path(temporary).write_text(json.dumps({"key": plan.key, "sha256": sha256(data), "lost": rows}))
+        Path(temporary).write_text(
+            json.dumps({"key": plan.key, "sha256": sha256(data), "seconds": round(seconds, 3), "lost": rows})
+        )
 
 
 def _unpack(stored: Any) -> Iterator[TileResult]:

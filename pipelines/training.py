@@ -321,8 +321,11 @@ class _Run:
             self.on_progress(row)
 
     def _finite(self, losses: dict[str, torch.Tensor]) -> Row:
-        """Named numbers of one step. Raises NonFiniteLoss that names what is not finite."""
-        numbers = torch.stack(list(losses.values())).tolist()  # one wait for the device instead of one a loss
+        """Numbers of one step by name, over all processes. NonFiniteLoss, in all, names what is not finite."""
+        stacked = torch.stack(list(losses.values()))  # one wait for the device instead of one a loss
+        if self.accelerator.num_processes > 1:
+            stacked = self.accelerator.reduce(stacked, "mean")
+        numbers = stacked.tolist()
         bad = [f"{name} is {number}" for name, number in zip(losses, numbers) if not math.isfinite(number)]
         if bad:
             raise NonFiniteLoss(self._fault(", ".join(bad)))

@@ -21,15 +21,20 @@ def command(
     """Train the model a run config describes. Leaves OUT/bundle/ and OUT/metrics.json.
 
     The run is tracked in MLflow (MLFLOW_TRACKING_URI, else ./mlflow.db) and its model registered where the config
-    gives it a name.
+    gives it a name. Under `accelerate launch` the processes share each batch, and the first one does the rest.
     """
     from pipelines.commands.checks import data_fits, preset_exists, writable_folder
     from pipelines.config import load_config
+    from pipelines.crew import check_crew, is_crew, serve
 
     run = load_config(config)
     preset_exists(run, config)
     data_fits(run)
     writable_folder(out)
+    check_crew(run)
+    if is_crew():
+        serve(run, out, minutes=minutes, seed=seed, resume=resume)
+        return
 
     from pipelines.commands.progress import Progress
     from pipelines.tracked import train_tracked

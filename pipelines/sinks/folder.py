@@ -34,7 +34,7 @@ IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 NO_ROOM_BYTES = 1 << 20
 ATTEMPTS = 100  # at a folder that other runs make and remove
 
-_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:32] or "localhost"
+HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:32] or "localhost"
 _numbers = itertools.count()
 
 
@@ -211,7 +211,7 @@ def sha256(path: str | Path) -> str:
 
 
 def _temporary_name(name: str, state: str) -> str:
-    return f"{_prefix(name)}{state}-{_HOST}-{os.getpid()}-{next(_numbers)}"
+    return f"{_prefix(name)}{state}-{HOST}-{os.getpid()}-{next(_numbers)}"
 
 
 def _prefix(name: str) -> str:
@@ -223,7 +223,7 @@ def _prefix(name: str) -> str:
 def _clean_stale(folder: Path, name: str) -> None:
     """Remove what dead processes of this host left of `name`; put back an output they had swapped out."""
     prefix = _prefix(name)
-    pattern = re.compile(re.escape(prefix) + rf"(partial|replaced)-{re.escape(_HOST)}-(\d+)-\d+")
+    pattern = re.compile(re.escape(prefix) + rf"(partial|replaced)-{re.escape(HOST)}-(\d+)-\d+")
     for entry in sorted(folder.glob(f"{_escape(prefix)}*")):
         found = pattern.match(entry.name)
         if not found or psutil.pid_exists(int(found[2])):

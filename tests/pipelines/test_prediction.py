@@ -15,9 +15,10 @@ from affine import Affine
 from adapters.errors import InputError
 from pipelines import shards
 from pipelines.config import PredictOptions
-from pipelines.prediction import finish_scene, forecast, predict_scene, work_folder
+from pipelines.prediction import finish_scene, forecast, predict_scene
 from pipelines.scene import plan_scene
 from pipelines.shards import is_finished, predict_shard
+from pipelines.work_folder import work_folder
 from tests.models import adapter, tiny_bundle
 
 OPTIONS = PredictOptions(tile=64, overlap=16, score=0.05, min_area=1, device="cpu", precision="fp32", shard_tiles=3)
