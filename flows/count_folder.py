@@ -13,18 +13,30 @@ from prefect import flow, runtime, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
+from flows.artifacts import Bar, show_links, show_table
+from flows.runs import begin, is_bad_luck, pinned, sweep_after
 from pipelines.config import PredictOptions
 
 
-@task(name="count-pictures", retries=1, retry_delay_seconds=10, cache_policy=NO_CACHE)
+@task(
+    name="count-pictures",
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_bad_luck,
+    cache_policy=NO_CACHE,
+)
 def count_task(model: str, pictures: str, out: str, options: PredictOptions) -> dict[str, Any]:
     from pipelines.count_pictures import count_pictures
     from pipelines.picture_runs import pictures_in
 
     if Path(pictures).is_dir() and not pictures_in(Path(pictures)):
         return {"fresh": 0, "pictures": 0, "count": 0, "failed": {}}  # nobody has put one there yet
-    run = count_pictures(model, pictures, out, options)
+    bar = Bar("count", pictures)
+    run = count_pictures(model, pictures, out, options, on_progress=lambda _, done, total: bar.to(done, total))
     total = sum(record["count"] for record in run.records)
+    show_table("count", pictures, [{"what": "pictures", "value": len(run.records)}, {"what": "count", "value": total}])
+    show_links("count", pictures, {"report": (run.out / "report.html").absolute().as_uri()})
     return {"fresh": run.fresh, "pictures": len(run.records), "count": total, "failed": run.failed}
 
 
@@ -33,7 +45,7 @@ def _run_name() -> str:
     return f"count-{Path(runtime.flow_run.parameters['pictures']).name}"
 
 
-@flow(name="count-folder", flow_run_name=_run_name)
+@flow(name="count-folder", flow_run_name=_run_name, on_cancellation=[sweep_after], on_crashed=[sweep_after])
 def count_folder(
     model: str,
     pictures: str,
@@ -43,10 +55,10 @@ def count_folder(
     """Count the new pictures of a folder as `maskbridge count MODEL PICTURES --out OUT` does.
 
     The result says how many were `fresh`, how many `pictures` and what `count` there are in all, and which `failed` and
-    why; the run is then `Partial`. Every sweep tries those again. On a schedule of every ten minutes:
-    `count_folder.serve(cron="*/10 * * * *", parameters={"model": …, "pictures": …, "out": …})`.
+    why; the run is then `Partial`. Every sweep tries those again.
     """
-    done = count_task(model, pictures, out, options)
+    begin()
+    done = count_task(pinned(model), pictures, out, options)
     if done["failed"]:
         first = next(iter(done["failed"].values()))
         return Completed(name="Partial", message=f"{len(done['failed'])} not counted: {first}", data=done)

@@ -1,4 +1,8 @@
-"""Evaluation as a Prefect run."""
+"""Evaluation as a Prefect run. What it finds out about a registered model it also tells as an event.
+
+The event is `maskbridge.evaluated` about `maskbridge.model.<name>`, with name, version and scores as its payload; the
+deployment `promote` waits for it. Whether the model is good enough is the gate's business, not this flow's.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,55 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
+from flows.artifacts import numbers, show_model, show_table
+from flows.runs import begin, is_bad_luck, pinned, sweep_after
 from pipelines.config import RunConfig
 
+EVALUATED = "maskbridge.evaluated"
 
-@task(name="evaluate", cache_policy=NO_CACHE)
+
+@task(
+    name="evaluate",
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=is_bad_luck,
+    cache_policy=NO_CACHE,
+)
 def evaluate_task(model: str, data: RunConfig, out: str) -> dict[str, Any]:
     from pipelines.experiments import evaluate
 
     return evaluate(model, data, out)
 
 
-@flow(name="evaluate-model", flow_run_name="evaluate-{model}")
+@flow(name="evaluate-model", flow_run_name="evaluate-{model}", on_cancellation=[sweep_after], on_crashed=[sweep_after])
 def evaluate_model(model: str, data: RunConfig, out: str) -> dict[str, Any]:
-    """Score as `maskbridge evaluate MODEL DATA --out OUT` does; returns the scores."""
-    return evaluate_task(model, data, out)
+    """Score as `maskbridge evaluate MODEL DATA --out OUT` does; returns the scores, and emits them as an event."""
+    begin()
+    version = pinned(model)
+    scores = evaluate_task(version, data, out)
+    show_table("evaluate", data.name, numbers(scores))
+    tell_scores(version, scores)
+    return scores
+
+
+def tell_scores(model: str, scores: dict[str, Any]) -> bool:
+    """Emit the scores of a registered version; nothing of a bundle folder, which nobody could promote."""
+    from pipelines.registry import REFERENCE
+
+    named = REFERENCE.fullmatch(model)
+    if named is None or not named["version"]:
+        return False
+    name, version = named["name"], named["version"]
+    emit_event(
+        EVALUATED,
+        resource={"prefect.resource.id": f"maskbridge.model.{name}", "prefect.resource.name": name},
+        payload={
+            "name": name,
+            "version": int(version),
+            "scores": {row["score"]: row["value"] for row in numbers(scores)},
+        },
+    )
+    show_model(model, version, name)
+    return True

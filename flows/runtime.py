@@ -99,7 +99,7 @@ def final_task_runs(flow_run: "UUID", count: int, timeout_s: float = 60.0) -> "l
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        runs = _task_runs(flow_run)
+        runs = task_runs(flow_run)
         if len(runs) >= count and all(run.state is not None and run.state.is_final() for run in runs):
             return runs
         if time.monotonic() > deadline:
@@ -116,7 +116,7 @@ def _settle() -> None:
     seen, quiet_since = None, time.monotonic()
     try:
         while time.monotonic() < deadline:
-            states = sorted((str(run.id), run.state_name or "") for run in _task_runs())
+            states = sorted((str(run.id), run.state_name or "") for run in task_runs())
             if states != seen:
                 seen, quiet_since = states, time.monotonic()
             unsettled = any(name in UNSETTLED for _, name in states)
@@ -127,7 +127,7 @@ def _settle() -> None:
         log.warning("Prefect's embedded server is gone, its last records are lost: %s", error)
 
 
-def _task_runs(flow_run: "UUID | None" = None) -> "list[TaskRun]":
+def task_runs(flow_run: "UUID | None" = None) -> "list[TaskRun]":
     """Task runs of one flow run, or the 200 newest of all."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
