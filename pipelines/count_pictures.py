@@ -1,7 +1,8 @@
 """Count what is on many pictures: a folder a picture, counts.csv over all of them, only new pictures counted.
 
 A picture's folder holds overlay.jpg, density.png, points.csv (points.geojson too where the picture has a CRS) and
-count.json, its record (`pipelines.picture_runs`); counts.csv, report.html and run.json are made of the records.
+count.json, its record (`pipelines.picture_runs`); counts.csv, report.html and run.json are made of the records. A
+video is looked at every so many seconds: its row is its fullest frame, frames.csv and over_time.svg have them all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pipelines.provenance import versions
 from pipelines.sinks.folder import atomic_write, sha256
 
 DIGITS = 3  # of expected counts
+EVERY = 1.0  # s: people do not change places faster
 
 
 def count_pictures(
@@ -32,6 +34,7 @@ def count_pictures(
     out: str | Path,
     options: PredictOptions | None = None,
     *,
+    every: float = EVERY,
     overwrite: bool = False,
     on_progress: Progress | None = None,
 ) -> PictureRun:
@@ -39,10 +42,11 @@ def count_pictures(
 
     A picture that cannot be counted is named in the result and in run.json, and the others go on. InputError where
     none could be, and where `out` holds counts of another model or other options (`overwrite` counts all again).
+    every: seconds of a video from one frame that is looked at to the next.
     """
     bundle = load_bundle(model)
     pictures = pictures_of(place)
-    job = CountJob(bundle, str(model), _settled(bundle, options or PredictOptions()))
+    job = CountJob(bundle, str(model), _settled(bundle, options or PredictOptions()), every)
     return run_pictures(job, pictures, out, overwrite=overwrite, on_progress=on_progress)
 
 
@@ -51,8 +55,8 @@ class CountJob(PictureJob):
 
     record = "count.json"
 
-    def __init__(self, bundle: Bundle, model: str, options: PredictOptions) -> None:
-        self.bundle, self.model, self.options = bundle, model, options
+    def __init__(self, bundle: Bundle, model: str, options: PredictOptions, every: float = EVERY) -> None:
+        self.bundle, self.model, self.options, self.every = bundle, model, options, every
         self.adapter = bundle.adapter
         self.key = key_of(bundle, options)
 
@@ -67,6 +71,37 @@ class CountJob(PictureJob):
 
         result = self.counter.count(source)
         write_picture_files(folder, source, result, self.adapter.classes)
+        return self._facts(result)
+
+    def film(self, path: Path, folder: Path) -> dict[str, Any]:
+        from pipelines.count_files import write_picture_files
+        from pipelines.count_report import chart
+        from pipelines.sources.video import FrameSource, frames
+
+        rows: list[dict[str, Any]] = []
+        broken, fullest = 0, -1
+        for frame in frames(path, self.every):
+            if frame.pixels is None:
+                broken += 1
+                continue
+            source = FrameSource(path, frame.pixels, self.adapter.channels)
+            result = self.counter.count(source)
+            place = {"image": f"{path.name}#{frame.seconds:.2f}s", "shape": list(source.shape), "sha256": ""}
+            rows.append({**place, "seconds": round(frame.seconds, 3), **self._facts(result)})
+            if result.count > fullest:
+                fullest = result.count
+                write_picture_files(folder, source, result, self.adapter.classes)
+        write_counts(folder / "frames.csv", rows)
+        (folder / "over_time.svg").write_text(str(chart(rows)), encoding="utf-8")
+        best = max(rows, key=lambda row: row["count"])
+        counts = [row["count"] for row in rows]
+        film = {"frames": len(rows), "every_s": self.every, "fullest_at_s": best["seconds"], "broken": broken}
+        return {
+            **{key: value for key, value in best.items() if key not in ("image", "sha256", "seconds")},
+            "video": {**film, "mean": round(sum(counts) / len(counts), DIGITS)},
+        }
+
+    def _facts(self, result: Any) -> dict[str, Any]:
         low, high = result.interval
         labels = result.objects.labels.tolist()
         return {
@@ -83,6 +118,15 @@ class CountJob(PictureJob):
     def summarise(self, run: PictureRun, watch: Stopwatch) -> None:
         with watch.stage("report"):
             _write_summary(self, run, watch)
+
+
+def _film_note(film: dict[str, Any]) -> str:
+    """One line on a video."""
+    broken = f"; {film['broken']} packets could not be decoded" if film["broken"] else ""
+    return (
+        f"a video; {film['frames']} frames were looked at, its row is the fullest, at {film['fullest_at_s']:g} s (mean "
+        f"{film['mean']:g}){broken}"
+    )
 
 
 def _settled(bundle: Bundle, options: PredictOptions) -> PredictOptions:
@@ -122,6 +166,8 @@ def _write_summary(job: CountJob, run: PictureRun, watch: Stopwatch) -> None:
             f"{len(full)} pictures have crops with more objects than the model has queries even at the smallest crop, "
             f"where the count is a lower bound: {', '.join(full[:5])}{' …' if len(full) > 5 else ''}"
         )
+    films = {record["image"]: record["video"] for record in records if "video" in record}
+    notes += [f"{name}: {_film_note(film)}" for name, film in films.items()]
     write_count_report(out / "report.html", out, records, job.model, notes)
     manifest = {
         "version": version("maskbridge"),
@@ -132,6 +178,7 @@ def _write_summary(job: CountJob, run: PictureRun, watch: Stopwatch) -> None:
         "count": sum(record["count"] for record in records),
         "expected": round(sum(record["expected"] for record in records), DIGITS),
         "full": {record["image"]: record["full"] for record in records if record["full"]},
+        "videos": films,
         "failed": run.failed,
         "warnings": notes,
         "timings_s": watch.seconds,

@@ -21,12 +21,12 @@ from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions
 from pipelines.manifest import Stopwatch
 from pipelines.sinks.folder import OutputFolder, alone_in, sha256
+from pipelines.sources.video import SUFFIXES as VIDEOS
 
 log = logging.getLogger(__name__)
 Progress = Callable[..., None]  # (stage, done, total)
 
 PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".jp2", ".vrt", ".npy", ".npz"}
-VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class PictureJob(ABC):
     @abstractmethod
     def one(self, source: Any, folder: Path) -> dict[str, Any]:
         """Work on one picture: files into `folder`, and what its record says of the result."""
+
+    def film(self, path: Path, folder: Path) -> dict[str, Any]:
+        """Work on a video; as `one`, and with its `shape`."""
+        raise InputError(f"{path}: a video, and only counting takes videos; write its frames out as pictures")
 
     @abstractmethod
     def summarise(self, run: PictureRun, watch: Stopwatch) -> None:
@@ -142,26 +146,28 @@ def key_of(bundle: Bundle, options: PredictOptions) -> str:
 
 def _one(job: PictureJob, name: str, path: Path, out: Path, record: dict[str, Any] | None) -> None:
     """One picture into its folder: the one it has, where it is done again, else one of its own."""
-    from pipelines.sources import open_for
-
-    if path.suffix.lower() in VIDEOS:
-        raise InputError(f"{path}: a video; frames are not read yet, so write them out as pictures (ffmpeg)")
     stat = path.stat()
     replaced = None if record is None else record["folder"]
+    with OutputFolder(out, replaced or path.stem, overwrite=replaced is not None) as folder:
+        facts = {
+            "image": name,
+            "sha256": sha256(path),
+            "bytes": stat.st_size,
+            "modified_ns": stat.st_mtime_ns,
+            "key": job.key,
+            **_work(job, path, folder.path),
+        }
+        (folder.path / job.record).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        folder.commit()
+
+
+def _work(job: PictureJob, path: Path, folder: Path) -> dict[str, Any]:
+    if path.suffix.lower() in VIDEOS:
+        return job.film(path, folder)
+    from pipelines.sources import open_for
+
     with open_for(path, job.adapter) as source:
-        digest = source.digest()
-        with OutputFolder(out, replaced or path.stem, overwrite=replaced is not None) as folder:
-            facts = {
-                "image": name,
-                "sha256": digest,
-                "bytes": stat.st_size,
-                "modified_ns": stat.st_mtime_ns,
-                "key": job.key,
-                "shape": list(source.shape),
-                **job.one(source, folder.path),
-            }
-            (folder.path / job.record).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            folder.commit()
+        return {"shape": list(source.shape), **job.one(source, folder)}
 
 
 def _is_done(record: dict[str, Any] | None, path: Path) -> bool:

@@ -14,7 +14,7 @@ EXAMPLE = "Example: maskbridge count models:/crowd@champion photos/ --out counts
 
 def command(
     model: Annotated[str, typer.Argument(help="Bundle folder, or models:/name@alias.")],
-    pictures: Annotated[Path, typer.Argument(help="A picture (photo or GeoTIFF), or a folder of pictures.")],
+    pictures: Annotated[Path, typer.Argument(help="A picture (photo or GeoTIFF), a video, or a folder of them.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder; each picture gets OUT/<its name>/.")],
     tile: Annotated[
         int | None, typer.Option(min=32, help="Crop side, pixels. [default: the model's]", show_default=False)
@@ -38,13 +38,15 @@ def command(
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Number format of the forward pass.")
     ] = "auto",
+    every: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="Of a video: from frame to frame.")] = 1.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Count again what OUT has counts of.")] = False,
 ) -> None:
     """Count things on pictures of any size: crops, stitched, nobody on a seam counted twice.
 
     OUT gets counts.csv, report.html, run.json, and a folder a picture with overlay.jpg, density.png and points.csv
-    (points.geojson where the picture has a CRS). Run again, it counts only what is new. A picture that cannot be
-    read is named, the others are counted, and the exit code is 3.
+    (points.geojson where the picture has a CRS); of a video these show its fullest frame, and frames.csv and
+    over_time.svg all of them. Run again, it counts only what is new. A picture that cannot be read is named, the
+    others are counted, and the exit code is 3.
     """
     from pipelines.commands.checks import model_adapter, writable_folder
     from pipelines.config import PredictOptions
@@ -66,7 +68,7 @@ def command(
     from pipelines.commands.progress import Progress
 
     with Progress() as progress:
-        run = count_pictures(model, pictures, out, options, overwrite=overwrite, on_progress=progress)
+        run = count_pictures(model, pictures, out, options, every=every, overwrite=overwrite, on_progress=progress)
     for name, line in run.failed.items():
         typer.echo(f"warning: {name}: {line}", err=True)
     total = sum(record["count"] for record in run.records)

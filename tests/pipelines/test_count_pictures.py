@@ -130,7 +130,7 @@ def test_one_bad_picture_does_not_stop_a_folder(bundle: Path, folder: Path, tmp_
     assert "broken.png" in said.err and "17 in 3 pictures, 3 of them new" in said.err
     assert said.out.strip() == str(out / "counts.csv")
     failed = json.loads((out / "run.json").read_text())["failed"]
-    assert set(failed) == {"broken.png", "empty.jpg", "walk.mp4"} and "a video" in failed["walk.mp4"]
+    assert set(failed) == {"broken.png", "empty.jpg", "walk.mp4"} and "not a video" in failed["walk.mp4"]
     assert not list(out.glob(".*")), "nothing half-written"
     assert cli.run(["count", str(bundle), str(folder / "walk.mp4"), "--out", str(out)]) == 2
     assert cli.run(["count", str(bundle), str(folder / "empty.jpg"), "--out", str(tmp_path / "none")]) == 2
