@@ -1,4 +1,7 @@
-"""Write .env with fresh random passwords: `python -m deploy.environment --data DIR --results DIR [--file .env]`."""
+"""Write .env with fresh random passwords: `python -m deploy.environment --data DIR --results DIR [--file .env]`.
+
+`--rotate` draws new passwords in a file that is there; docs/operations.md says what to do then.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +48,33 @@ def write(file: Path, text: str) -> None:
         opened.write(text)
 
 
+def rotate(file: Path) -> None:
+    """Draw every password of `file` anew, in one step; all else stays. The old ones are gone: back up first."""
+    lines = file.read_text().splitlines()
+    for number, line in enumerate(lines):
+        name, equals, _ = line.partition("=")
+        if equals and not line.startswith("#") and PASSWORD.search(name):
+            lines[number] = f"{name}={secrets.token_urlsafe(24)}"
+    temporary = file.with_name(f"{file.name}.new")
+    temporary.unlink(missing_ok=True)
+    write(temporary, "\n".join(lines) + "\n")
+    temporary.replace(file)
+
+
 def main() -> int:
     """0 where the file was written."""
     parser = argparse.ArgumentParser(prog="python -m deploy.environment", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder of scenes and studies; runs only read it")
-    parser.add_argument("--results", type=Path, required=True, help="folder for results")
+    parser.add_argument("--data", type=Path, help="folder of scenes and studies; runs only read it")
+    parser.add_argument("--results", type=Path, help="folder for results")
     parser.add_argument("--file", type=Path, default=Path(".env"))
+    parser.add_argument("--rotate", action="store_true", help="draw new passwords in the file that is there")
     given = parser.parse_args()
+    if not given.rotate and not (given.data and given.results):
+        parser.error("--data and --results are needed")
     try:
+        if given.rotate:
+            rotate(given.file)
+            return 0
         for folder in (given.data, given.results):
             folder.mkdir(parents=True, exist_ok=True)
         write(given.file, fresh(given.data, given.results))

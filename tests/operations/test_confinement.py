@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import InputError
-from pipelines.confinement import confine, confined
 from pipelines.config import DataItem, ModelOptions, RunConfig, TrackingOptions
+from pipelines.confinement import confine, confined
 
 
 @pytest.fixture
