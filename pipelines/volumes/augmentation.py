@@ -71,7 +71,12 @@ def _compose(names: Sequence[str], crop: int) -> Any:
     size = (crop, crop)
     turn = TURN if "rotate" in names else 0.0
     scale = (SCALES[0] - 1, SCALES[1] - 1) if "scale" in names else 0.0
-    moved = {"mode": _MODES, "padding_mode": "zeros", "spatial_size": size, "scale_range": [scale, scale]}
+    moved: dict[str, Any] = {
+        "mode": _MODES,
+        "padding_mode": "zeros",
+        "spatial_size": size,
+        "scale_range": [scale, scale],
+    }
     made: dict[str, Callable[[], list[Any]]] = {
         "flip": lambda: [mt.RandFlipd(_KEYS, prob=0.5, spatial_axis=axis) for axis in (0, 1)],
         "colour": lambda: [
@@ -85,7 +90,7 @@ def _compose(names: Sequence[str], crop: int) -> Any:
     }
     steps: list[Any] = []
     if "elastic" in names:
-        elastic = {"spacing": (24, 24), "magnitude_range": (0.5, 2.0), "rotate_range": turn}
+        elastic: dict[str, Any] = {"spacing": (24, 24), "magnitude_range": (0.5, 2.0), "rotate_range": turn}
         steps.append(mt.Rand2DElasticd(_KEYS, prob=1.0, **elastic, **moved))
     elif turn or scale:
         steps.append(mt.RandAffined(_KEYS, prob=1.0, rotate_range=turn, **moved))

@@ -100,7 +100,7 @@ class SliceDataset:
     def _draw(self, generator: np.random.Generator) -> tuple[PreparedCase, int, int, NDArray[np.int64] | None]:
         """A case, the axis across its slices, a slice, and the pixel (row, column) a crop is laid over, if any."""
 
-        def one(choices: Sequence) -> Any:
+        def one(choices: Any) -> Any:
             return choices[int(generator.integers(len(choices)))]
 
         if self._holders and generator.random() < self.sampling.content:
@@ -183,12 +183,13 @@ def target_of(layers: Tensor, labels: NDArray[np.int64], valid: Tensor) -> Targe
 
 def _cut(array: NDArray, window: Sequence[tuple[int, int]]) -> NDArray:
     """(..., h, w) -> the window, which may reach beyond; 0 there."""
-    inside, pads = [], [(0, 0)] * (array.ndim - 2)
+    inside: list[Any] = [...]
+    pads = [(0, 0)] * (array.ndim - 2)
     for (start, stop), length in zip(window, array.shape[-2:]):
         low, high = min(max(start, 0), length), min(max(stop, 0), length)
         inside.append(slice(low, high))
         pads.append((low - start if high > low else 0, stop - high if high > low else stop - start))
-    return np.ascontiguousarray(np.pad(array[(..., *inside)], pads))
+    return np.ascontiguousarray(np.pad(array[tuple(inside)], pads))
 
 
 def _digest(case: PreparedCase) -> str:

@@ -110,7 +110,8 @@ class PreparedCase:
         if self.ignore is None:
             shape = np.delete(self.shape, axis)
             return np.zeros(shape, bool)
-        return self.ignore.take(position, axis=axis)
+        known: NDArray[np.bool_] = np.asarray(self.ignore.take(position, axis=axis))
+        return known
 
     def mirror_axis(self, axis: int) -> int | None:
         """The axis of the pictures across `axis` (0 rows, 1 columns) that runs right to left; None: the slices do."""
