@@ -126,7 +126,7 @@ def segment_scene(
     its finished shards, with the model version it began with, and writes one folder. With `keep_shards` the shards
     stay in `out/.shards`, and a later run of the same plan finds them.
     """
-    from pipelines.prediction import written_by_the_run
+    from pipelines.prediction import check_room, written_by_the_run
     from pipelines.work_folder import held
 
     begin()
@@ -134,6 +134,7 @@ def segment_scene(
     with watch.stage("plan"):
         planned = executor.settle(plan(source, pinned(model), options, labels, label_options, write))
     planned = planned.model_copy(update={"run": root_run(), "reference": model})
+    check_room(planned, out)
     with held(planned, out) as work:
         folder = written_by_the_run(planned, out)
         if folder is None:  # else it was killed after its last file

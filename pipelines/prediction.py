@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -86,12 +87,34 @@ def predict_scene(
             write or WriteOptions(),
         )
     plan = executor.settle(plan)
+    check_room(plan, out)
     with held(plan, out) as work:
         with watch.stage("predict"):
             _run_shards(plan, work.path, executor, on_progress)
         folder = finish_scene(plan, work.path, Path(out), watch, overwrite=overwrite)
         work.release(discard=True)
     return folder
+
+
+def check_room(plan: ScenePlan, out: str | Path) -> None:
+    """InputError where what is still to be written will not fit the disk that `out` lies on."""
+    place = Path(out).absolute()
+    while not place.exists():
+        place = place.parent
+    left = [len(s) for n, s in enumerate(plan.shards) if not is_finished(plan, n, work_path(plan, out))]
+    classes = len(open_bundle(plan).adapter.classes)
+    needed, free = disk_bytes(plan, sum(left), classes), shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(
+            f"{out}: needs about {needed / 2**30:.1f} GiB while the scene is predicted, and {free / 2**30:.1f} GiB are "
+            "free; give another --out, or an --aoi"
+        )
+
+
+def disk_bytes(plan: ScenePlan, tiles: int, classes: int) -> int:
+    """What a run writes: class probabilities (float16) of so many tiles, and the scene's rasters."""
+    side = plan.options.tile or 0
+    return tiles * side * side * classes * 2 + 2 * plan.shape[0] * plan.shape[1]
 
 
 def written_by_the_run(plan: ScenePlan, out: str | Path) -> Path | None:
@@ -209,8 +232,7 @@ def forecast(plan: ScenePlan, out: str | Path) -> Forecast:
     work = work_path(plan, out)
     done = sum(is_finished(plan, number, work) for number in range(len(plan.shards)))
     left = sum(len(s) for n, s in enumerate(plan.shards) if not is_finished(plan, n, work))
-    height, width = plan.shape
-    side = plan.options.tile or 0
+    width, side = plan.shape[1], plan.options.tile or 0
     classes = len(bundle.adapter.classes)
     return Forecast(
         tiles=len(tiles),
@@ -220,7 +242,7 @@ def forecast(plan: ScenePlan, out: str | Path) -> Forecast:
         memory_bytes=psutil.Process().memory_info().rss
         + 2 * side * width * (classes + 1) * 4
         + max(len(s) for s in plan.shards) * side * side * classes * 2,
-        disk_bytes=len(tiles) * side * side * classes * 2 + 2 * height * width,
+        disk_bytes=disk_bytes(plan, len(tiles), classes),
         seconds=left * seconds,
     )
 
