@@ -72,7 +72,15 @@ def services(env_file: Path, state: Path) -> dict[str, Service]:
         for name, described in resolved.items()
         for port in described.get("ports", ())
     }
-    return {name: _translated(name, described, published, state) for name, described in resolved.items()}
+    volumes = {name: _volumes(described, state) for name, described in resolved.items()}
+    # A path may be named by a service that does not mount it: deployments are registered with the workers' folders.
+    folders = {target: folder for one in volumes.values() for target, folder in one.items()}
+    return {
+        name: _translated(
+            name, described, volumes[name], _Native(name, published, {**folders, **volumes[name], APP: ROOT})
+        )
+        for name, described in resolved.items()
+    }
 
 
 def in_order(chosen: dict[str, Service]) -> list[Service]:
@@ -90,14 +98,16 @@ def in_order(chosen: dict[str, Service]) -> list[Service]:
     return list(done.values())
 
 
-def _translated(name: str, described: dict[str, Any], published: dict[str, int], state: Path) -> Service:
-    volumes = {
+def _volumes(described: dict[str, Any], state: Path) -> dict[str, Path]:
+    return {
         volume["target"]: (state / "volumes" / volume["source"])
         if volume["type"] == "volume"
         else Path(volume["source"])
         for volume in described.get("volumes", ())
     }
-    to_native = _Native(name, published, {**volumes, APP: ROOT})
+
+
+def _translated(name: str, described: dict[str, Any], volumes: dict[str, Path], to_native: _Native) -> Service:
     health = described.get("healthcheck", {}).get("test")
     return Service(
         name=name,
@@ -106,7 +116,7 @@ def _translated(name: str, described: dict[str, Any], published: dict[str, int],
         health=[to_native.word(word) for word in health[1:]] if health else None,
         needs={needed: how["condition"] for needed, how in described.get("depends_on", {}).items()},
         volumes=volumes,
-        port=next((port for address, port in published.items() if address.startswith(f"{name}:")), None),
+        port=next((int(port) for port in to_native.ports.values()), None),
         once=described.get("restart") == "no",
         grace_s=_seconds(described.get("stop_grace_period", "10s")),
         translate=to_native.word,

@@ -32,7 +32,7 @@ OWN_SERVERS = ("MLFLOW_TRACKING_URI",)
 
 PATH_FIELDS = frozenset(
     {
-        *("source", "scenes", "pictures", "studies", "labels", "folder", "path", "aoi", "model", "bundle", "out"),
+        *("source", "scenes", "pictures", "studies", "labels", "folder", "path", "aoi", "model", "bundle", "out", "folders"),
         *("weights", "uri", "address"),
     }
 )

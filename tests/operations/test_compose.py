@@ -130,6 +130,7 @@ def test_the_twin_runs_what_the_file_says(env_file: Path, tmp_path: Path) -> Non
     assert worker["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:15999"
     assert worker["MASKBRIDGE_ROOTS"] == f"{tmp_path}/data:{tmp_path}/results"
     assert worker["MASKBRIDGE_PROJECT"] == str(ROOT) and worker["MASKBRIDGE_DATA"] == f"{tmp_path}/data"
+    assert twin["register"].environment["MASKBRIDGE_RESULTS"] == f"{tmp_path}/results", "what it registers is theirs"
     mlflow = twin["mlflow"]
     assert mlflow.command[-4:] == ["--host", "127.0.0.1", "--port", "15999"]
     assert mlflow.environment["PGHOST"] == "127.0.0.1" and mlflow.environment["PGPORT"] == "5442"
