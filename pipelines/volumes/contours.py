@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from adapters.errors import InputError
+from pipelines.volumes.discretion import discreet_pydicom
 from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.resampling import pile
 
@@ -126,8 +126,7 @@ def _across(path: Path, name: str, drawn: list[NDArray]) -> int:
 
 def _load(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():  # pydicom's quote values
-            warnings.simplefilter("ignore")
+        with discreet_pydicom():
             return pydicom.dcmread(path)
     except (OSError, ValueError, EOFError, pydicom.errors.InvalidDicomError) as error:
         raise InputError(f"{path}: not a readable RTSTRUCT: {type(error).__name__}") from error

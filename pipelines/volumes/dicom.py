@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from adapters.errors import InputError
 from adapters.volume import SeriesRule
 from pipelines.sources.base import Selection
 from pipelines.sources.unpack import check_space, temporary_folder
+from pipelines.volumes.discretion import discreet_pydicom
 from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.series import Choice, Series, Slice, choose_series, find_series, read_header
 from pipelines.volumes.source import VolumeSource
@@ -125,8 +125,7 @@ def _headers(series: Series, where: Path) -> list[Any]:
     for path in dict.fromkeys(s.path for s in series.slices):
         try:
             # private tags that make no sense are kept as they are, and never looked at
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with discreet_pydicom():
                 dataset = pydicom.dcmread(path, defer_size=1024, force=True)
         except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError) as error:
             raise InputError(
@@ -176,8 +175,7 @@ class _Decoder:
     def read(self, number: int, one: Slice) -> NDArray:
         """(rows, columns) of one slice."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with discreet_pydicom():
                 raw = pixel_array(one.path, index=one.frame)
         except Exception as error:  # the decoders' plugins raise anything; the reason is passed on
             raise InputError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.volumes.source import VolumePath, stem_of
@@ -14,7 +17,7 @@ _MOST = 20_000  # names of a folder that are looked for
 _PLAIN = {
     "adc", "axial", "brain", "case", "channel", "chest", "coronal", "data", "dicom", "dwi", "flair", "folder", "head",
     "image", "images", "input", "label", "labels", "mask", "mri", "nifti", "patient", "pixel", "sagittal", "scan",
-    "scans", "series", "slice", "slices", "studies", "study", "t1w", "t2w", "thorax", "tmp", "volume", "volumes", "work",
+    "scans", "series", "slice", "slices", "studies", "study", "t1w", "t2w", "thorax", "tmp", "volume", "volumes",
 }  # fmt: skip
 
 
@@ -45,3 +48,16 @@ def _names(place: Path) -> Iterator[str]:
     names |= set(place.absolute().parent.parts[-2:])
     telling = (n for n in names if len(n) > 2 and re.search(r"[^\W\d_]", n) and n.casefold() not in _PLAIN)
     yield from sorted(telling, key=len, reverse=True)
+
+
+@contextmanager
+def discreet_pydicom() -> Iterator[None]:
+    """Neither warnings nor log lines of pydicom: they quote the values they complain of, a name among them."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before

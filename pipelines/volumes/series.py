@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from adapters.errors import InputError
 from adapters.reading import listing
 from adapters.volume import SeriesRule
+from pipelines.volumes.discretion import discreet_pydicom
 
 # Objects that speak about images and hold none of a scan.
 _NOT_SCANS = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "PR", "SR", "KO", "REG", "DOC", "OT", "RWV", "FID"}
@@ -175,8 +175,7 @@ def read_header(path: Path) -> Any | None:
         bare = head[:2] in (b"\x08\x00", b"\x02\x00") and len(head) == 132
         if head[128:] != b"DICM" and not bare:
             return None
-        with warnings.catch_warnings():  # pydicom's quote the values they complain of, a name among them
-            warnings.simplefilter("ignore")
+        with discreet_pydicom():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, force=bare, specific_tags=_TAGS)
         return dataset if "SOPClassUID" in dataset or "Rows" in dataset else None
     except (OSError, ValueError, KeyError, AttributeError, EOFError, pydicom.errors.InvalidDicomError, TypeError):

@@ -180,7 +180,9 @@ def _one(
 
 
 def _reason(error: InputError, path: VolumePath, number: int, keep_names: bool) -> str:
-    return " ".join(str(error).split()) if keep_names else discreet(str(error), path, number)
+    if keep_names:
+        return " ".join(str(error).split())
+    return discreet(str(error), path, number).removeprefix(f"study {number}: ")  # the row begins with it
 
 
 def _predict(path: VolumePath, predictor: VolumePredictor, out: Path, number: int, rules: BatchRules) -> _Done:

@@ -16,6 +16,7 @@ from maskformer.masks import MaskSet
 from pipelines.manifest import Stopwatch, peak_rss_bytes
 from pipelines.provenance import versions
 from pipelines.sinks.folder import atomic_write, sha256
+from pipelines.volumes.discretion import discreet_pydicom
 from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.options import VolumeOptions
 from pipelines.volumes.prediction import VolumePredictor, VolumeResult
@@ -80,7 +81,8 @@ def write_study(folder: Path, study: Study, predictor: VolumePredictor, result: 
         write_table(folder / "objects.csv", result.objects, source.geometry, classes)
     if result.torn:
         study.notes.append(f"{result.torn} objects are in two pieces: please report this")
-    _write_dicom(folder, study, predictor, result.objects)
+    with discreet_pydicom():
+        _write_dicom(folder, study, predictor, result.objects)
     if predictor.options.report:
         from pipelines.volumes.report import write_study_report
 

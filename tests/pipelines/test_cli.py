@@ -200,7 +200,7 @@ def test_predict_gives_every_flag_to_the_pipeline(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checks, "scene_fits", lambda *arguments: calls.append(("checked", *arguments[:2])))
     pipeline = type(sys)("pipelines.prediction")
 
-    def predict_scene(source, model, out, options, *, write, overwrite, on_progress):  # type: ignore[no-untyped-def]
+    def predict_scene(source, model, out, options, *, write, executor, overwrite, on_progress):  # type: ignore[no-untyped-def]
         given = {**options.model_dump(exclude_defaults=True), **write.model_dump(exclude_defaults=True)}
         calls.append(("predicted", source, model, out, given, overwrite))
         folder = out / Path(source).stem

@@ -6,6 +6,7 @@ everything else that is written.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ from pipelines.volumes.sinks.codes import Code, code_of
 log = logging.getLogger(__name__)
 # highdicom takes overlapping segments as one array (slice, row, column, segment) of bytes; beyond this one file a layer
 MOST_BYTES = 512 << 20
+_COPIED = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
 
 
 def write_seg(
@@ -39,6 +44,7 @@ def write_seg(
     """
     if not reference:
         raise InputError(f"{path.name}: DICOM-SEG refers to the slices of a DICOM series, and there is none")
+    reference = [_complete(reference[0]), *reference[1:]]
     layer = objects.layer_numbers()
     layers = int(layer.max(initial=-1)) + 1
     together = layers < 2 or objects.shape[0] * objects.shape[1] * objects.shape[2] * len(objects) <= MOST_BYTES
@@ -94,6 +100,15 @@ def _read(seg: Any, reference: Sequence[Any], number: int, part: slice = slice(N
     return pixels[..., 0] > 0
 
 
+def _complete(head: Any) -> Any:
+    """The header that patient and study are copied from, with what highdicom wants to find there and scanners omit."""
+    head = copy.copy(head)
+    for tag in _COPIED:
+        if tag not in head:
+            setattr(head, tag, "")
+    return head
+
+
 def _pixels(objects: MaskSet, flat: bool) -> NDArray:
     """A label map where no objects meet (cheap), else (slice, row, column, segment) bytes."""
     if flat:
@@ -145,6 +160,7 @@ def _segmentation(
         content_label="MASKBRIDGE",
         series_description=f"maskbridge, {NOTICE}",
         omit_empty_frames=True,
+        specific_character_set="ISO_IR 192",  # names are rewritten in UTF-8: scanners declare sets that do not exist
     )
 
 
