@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -22,6 +23,14 @@ from pipelines.commands import convert, count, demo, doctor, evaluate, export, i
 
 OK, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 HOUSES = ("maskformer", "adapters", "pipelines", "flows")
+
+
+class LogFormat(StrEnum):
+    """What stderr holds."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 app = typer.Typer(
     name="maskbridge",
@@ -50,15 +59,23 @@ def _everywhere(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and log more; works anywhere.")] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option("--log-format", help="json: stderr is JSON lines with the run's id; works anywhere.")
+    ] = LogFormat.TEXT,
 ) -> None:
-    """Options of every verb. `--debug` is taken out of the arguments by `main`, so it may stand anywhere."""
+    """Options of every verb. `main` takes them out of the arguments, so they may stand anywhere."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the installed command: runs it and leaves the process with its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     words, debug = _take_debug(words)
+    words, as_json = _take_log_format(words)
     _quieten(debug)
+    if as_json or os.environ.get("MASKBRIDGE_LOG_FORMAT") == LogFormat.JSON:
+        from pipelines import json_logs
+
+        json_logs.start()
     sys.exit(run(words, debug))
 
 
@@ -115,6 +132,19 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
     end = words.index("--") if "--" in words else len(words)
     rest = [word for word in words[:end] if word != "--debug"] + words[end:]
     return rest, len(rest) < len(words) or os.environ.get("MASKBRIDGE_DEBUG") == "1"
+
+
+def _take_log_format(words: list[str]) -> tuple[list[str], bool]:
+    """Lift `--log-format json` or `text` out of the words; any other value stays, and is refused as bad usage."""
+    end = words.index("--") if "--" in words else len(words)
+    for number, word in enumerate(words[:end]):
+        name, equals, value = word.partition("=")
+        if name == "--log-format":
+            last = number + (1 if equals else 2)
+            value = value if equals else "".join(words[number + 1 : last])
+            if value in set(LogFormat):
+                return words[:number] + words[last:], value == LogFormat.JSON
+    return words, False
 
 
 def _quieten(debug: bool) -> None:

@@ -32,8 +32,8 @@ OWN_SERVERS = ("MLFLOW_TRACKING_URI",)
 
 PATH_FIELDS = frozenset(
     {
-        *("source", "scenes", "pictures", "studies", "labels", "folder", "path", "aoi", "model", "bundle", "out", "folders"),
-        *("weights", "uri", "address"),
+        *("source", "scenes", "pictures", "studies", "labels", "folder", "path", "aoi", "model", "bundle", "out"),
+        *("folders", "weights", "uri", "address"),
     }
 )
 """Names of parameters and config fields that hold a path or an address."""

@@ -18,7 +18,6 @@ import uuid
 from datetime import UTC, datetime
 from typing import TextIO
 
-VARIABLE = "MASKBRIDGE_LOG_FORMAT"
 RUN_VARIABLES = ("PREFECT__FLOW_RUN_ID", "MASKBRIDGE_RUN_ID")
 SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|WEBHOOK", re.IGNORECASE)
 SHORTEST_SECRET = 6  # a shorter value may be any word
@@ -112,11 +111,6 @@ class JsonLines:
         level = logging.ERROR if line.startswith(("error:", "internal error:")) else logging.INFO
         record = logging.LogRecord("maskbridge", level, "", 0, line.strip(), None, None)
         self._stream.write(JsonFormatter().format(record) + "\n")
-
-
-def is_wanted() -> bool:
-    """Whether the environment asks for JSON."""
-    return os.environ.get(VARIABLE, "").lower() == "json"
 
 
 def start() -> None:

@@ -37,7 +37,7 @@ PARTIAL = re.compile(r"\..*\.partial-(?P<host>\w+)-(?P<pid>\d+)-\d+(\..*)?")
 TEMPORARY = re.compile(r"\.(bundle|fetching|download|mlflow)-\w+|\..+\.\d+\.tmp")  # left by what was killed
 SPOOLS = re.compile(r".*\.spool(\.jsonl)?|.*\.unsent\.jsonl")
 REMOVED_TAG = "maskbridge.artifacts_removed"
-ENDED = "attributes.status IN ('FINISHED', 'FAILED', 'KILLED')"
+RUNNING = ("RUNNING", "SCHEDULED")
 PAGE = 500
 
 
@@ -94,8 +94,8 @@ def stale_artifacts(client: MlflowClient, policy: RetentionPolicy, now: float | 
     experiments = [one.experiment_id for one in _pages(client.search_experiments)]
     before = int((now - policy.artifacts * DAY_S) * 1000)
     found = []
-    for run in _pages(client.search_runs, experiments, f"{ENDED} AND attributes.end_time < {before}"):
-        if run.info.run_id in needed or REMOVED_TAG in run.data.tags:
+    for run in _pages(client.search_runs, experiments, f"attributes.end_time < {before}"):
+        if run.info.status in RUNNING or run.info.run_id in needed or REMOVED_TAG in run.data.tags:
             continue
         size = _artifact_bytes(client, run.info.run_id)
         if size:
