@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.runs import begin, is_bad_luck, pinned, sweep_after
 from pipelines.volumes.options import VolumeOptions
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ def studies_of(studies: str) -> list[str]:
 @task(
     name="predict-studies",
     task_run_name="predict-studies-{number}",
-    retries=1,
-    retry_delay_seconds=10,
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=is_bad_luck,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
@@ -92,7 +94,13 @@ RUNNER: Any = ThreadPoolTaskRunner(max_workers=1)
 
 
 # One shard at a time: the model's own threads fill the machine, and two models would only share it.
-@flow(name="segment-studies", flow_run_name="segment-studies", task_runner=RUNNER)
+@flow(
+    name="segment-studies",
+    flow_run_name="segment-studies",
+    task_runner=RUNNER,
+    on_cancellation=[sweep_after],
+    on_crashed=[sweep_after],
+)
 def segment_studies(
     studies: str,
     model: str,
@@ -107,6 +115,8 @@ def segment_studies(
     `shard` studies make a task. The result counts the studies that are `done`, that were `there`, and that `failed`;
     `out/summary.csv` has a line each. With failures the run is `Partial`.
     """
+    begin()
+    model = pinned(model)
     shards = plan(studies, shard)
     futures = []
     for number, paths in enumerate(shards):
