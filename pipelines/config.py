@@ -120,6 +120,18 @@ class PredictOptions(Strict):
     score: float | None = Field(
         None, ge=0, le=1, description="objects below are left out; default: tuned in training, else 0.5"
     )
+    mask: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="pixels above this mask probability are an object's; default: the model's, else 0.5",
+    )
+    keep: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="panoptic: share of its own mask that a segment has to win; default: the model's, else 0.8",
+    )
     min_area: int = Field(4, ge=0, description="objects smaller than this many pixels are left out")
     tta: Literal["none", "flip"] = "none"
     device: str = "auto"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from adapters.base import DomainAdapter
 from adapters.channels import Channel, ChannelSet
+from adapters.class_lists import CLASS_MAPS, class_map
 from adapters.classes import Class, ClassSet, value_key
 from adapters.errors import InputError
 from adapters.reading import did_you_mean, listing
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from maskformer.conversion.account import Conversion, Facts
 
 Kind = Literal["auto", "transformers", "detectron2"]
+Task = Literal["semantic", "instance", "panoptic"]
 
 DETECTRON2 = (".pkl", ".pth", ".pt")
 STRIDE = 32  # tiles are a multiple of the coarsest map
@@ -33,11 +35,14 @@ def convert_checkpoint(
     kind: Kind = "auto",
     classes: Sequence[str] | None = None,
     things: str | None = None,
+    task: Task | None = None,
 ) -> Conversion:
     """Convert `checkpoint` and write the bundle `out`; the account.
 
     checkpoint: a folder of transformers, or a file of detectron2. classes: other classes than the checkpoint's; names
-    for them, where it has none. things: see `thing_flags`. InputError names what is wrong with the checkpoint.
+    for them, where it has none. things: see `thing_flags`. task: what the checkpoint was trained for; neither its
+    tensors nor its config say that, so by default it is the word in its name. InputError names what is wrong with the
+    checkpoint.
     """
     chosen = kind_of(checkpoint) if kind == "auto" else kind
     from maskformer import convert  # torch: 2 s, which a mistyped path need not wait for
@@ -48,13 +53,19 @@ def convert_checkpoint(
     except ValueError as error:
         raise InputError(str(error)) from error
     account = model.conversion
-    adapter = adapter_of(checkpoint.resolve().stem, model.config, account.facts, things)
+    name = checkpoint.resolve().stem
+    task = task or task_in(name)
+    adapter = adapter_of(name, model.config, account.facts, things, task)
     save_bundle(
         out,
         model,
         adapter,
         thresholds=account.facts.thresholds,
-        provenance={"converted_from": f"{checkpoint.resolve().name} ({chosen})", "conversion": _summary(account)},
+        provenance={
+            "converted_from": f"{checkpoint.resolve().name} ({chosen})",
+            "conversion": _summary(account),
+            **({"task": task} if task else {}),
+        },
     )
     return account
 
@@ -77,24 +88,54 @@ def kind_of(checkpoint: Path) -> Kind:
     )
 
 
-def adapter_of(name: str, config: ModelConfig, facts: Facts, things: str | None = None) -> DomainAdapter:
+def task_in(name: str) -> Task | None:
+    """The task that a published checkpoint's name tells, as `mask2former-swin-tiny-coco-panoptic` does."""
+    return next((task for task in get_args(Task) if task in name.casefold()), None)
+
+
+def adapter_of(
+    name: str, config: ModelConfig, facts: Facts, things: str | None = None, task: Task | None = None
+) -> DomainAdapter:
     """The adapter of a converted model: 8-bit channels on the scale it was trained with, its classes, its tile.
 
-    Three channels are red, green and blue. Where the checkpoint does not say which classes are things, all are.
+    Three channels are red, green and blue. Classes of a published list (`adapters.class_lists`) take its kinds, values
+    and colours. Where nothing says which classes are things, all are, and none of a semantic model.
     """
     names = _distinct(facts.classes or tuple(f"class {index + 1}" for index in range(config.num_classes)))
-    flags = thing_flags(things, names) if things is not None else facts.things or (True,) * len(names)
+    known = published_list(names)
+    if things is not None:
+        flags = thing_flags(things, names)
+    elif task == "semantic":
+        flags = (False,) * len(names)
+    else:
+        flags = facts.things or (known.is_thing if known else (True,) * len(names))
     ignored = facts.ignore_index
-    free = ignored is not None and all(value_key(label) != value_key(ignored) for label in names)
+    free = ignored is not None and known is None and all(value_key(label) != value_key(ignored) for label in names)
+    own = known or [Class(label) for label in names]
     classes = ClassSet(
-        tuple(Class(label, "thing" if flag else "stuff") for label, flag in zip(names, flags, strict=True)),
-        ignore_values=(ignored,) if free and ignored is not None else (),
+        tuple(replace(one, name=n, kind="thing" if flag else "stuff") for one, n, flag in zip(own, names, flags)),
+        ignore_values=known.ignore_values if known else (ignored,) if free and ignored is not None else (),
     )
     tile = _tile(config, facts)
-    settings: dict[str, Any] = {"tile": tile, "tile_overlap": tile // 8, "name": name}
-    if not all(flags):  # panoptic and semantic models were taught that a pixel is one thing or one stuff
+    settings: dict[str, Any] = {"tile": tile, "tile_overlap": tile // 8, "name": name, "photos": True}
+    if task in ("semantic", "panoptic") or not all(flags):  # these were taught that a pixel is one thing or one stuff
         settings["overlap"] = "exclusive"
+    settings["covers"] = task in ("semantic", "panoptic")
     return rgb_aerial(classes, **settings).with_channels(_channels(config.in_channels, facts))
+
+
+def published_list(names: Sequence[str]) -> ClassSet | None:
+    """The published class list of these classes: as many, in that order, by the first of their names."""
+
+    def first(name: str) -> str:
+        return value_key(name.split(",")[0])
+
+    for title in CLASS_MAPS:
+        known = class_map(title)
+        same = sum(first(a) == first(b) for a, b in zip(names, known.names))
+        if len(known) == len(names) and same >= 0.8 * len(names):  # some of ADE20K's go by several first names
+            return known
+    return None
 
 
 def thing_flags(words: str, names: Sequence[str]) -> tuple[bool, ...]:

@@ -23,6 +23,11 @@ from pipelines.devices import PRECISIONS, choose_device, choose_precision
 
 STRIDE = 32  # the coarsest feature map; the forward never pads, so the sides must divide by it
 DEFAULT_SCORE = 0.5
+DEFAULT_MASK, DEFAULT_KEEP = 0.5, 0.8  # as published
+WHOLE_PLANE = (
+    "detr",
+    "located",
+)  # query decoders of MaskFormer: the winner of a pixel takes it, whatever its mask says
 
 # Flips as tuples of axes of (..., H, W); each undoes itself.
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "flip": ((), (-1,), (-2,), (-1, -2))}
@@ -88,21 +93,30 @@ class Predictor:
         return probabilities, objects
 
     def _objects(self, prediction: Any, size: tuple[int, int]) -> list[MaskSet]:
-        score = DEFAULT_SCORE if self.options.score is None else self.options.score
-        thing = self.adapter.classes.is_thing
-        if self.options.task == "panoptic":
-            # Where the classes leave ground uncovered, a segment may not take pixels outside its own mask.
-            inside = not self.adapter.covers
-            return inference.panoptic(prediction, size, valid=size, thing=thing, score=score, inside_mask=inside)
+        options, thing = self.options, self.adapter.classes.is_thing
+        score = DEFAULT_SCORE if options.score is None else options.score
+        if options.task == "panoptic":
+            keep = DEFAULT_KEEP if options.keep is None else options.keep
+            inside = self._inside_masks()
+            return inference.panoptic(prediction, size, size, thing, score, keep, inside_mask=inside)
         if self.options.task == "semantic":  # objects come from the finished class map, see assembly
             return [MaskSet.empty(size) for _ in range(len(prediction[0]))]
-        return inference.instances(prediction, size, valid=size, score=score, thing=thing)
+        mask = DEFAULT_MASK if options.mask is None else options.mask
+        return inference.instances(prediction, size, valid=size, score=score, mask=mask, thing=thing)
+
+    def _inside_masks(self) -> bool:
+        """Whether a segment may take only pixels inside its own mask.
+
+        Mask2Former's rule; MaskFormer's only where the classes leave ground uncovered, which nobody is to win.
+        """
+        config = getattr(self.model, "config", None)
+        return not self.adapter.covers or (config is not None and config.query_decoder not in WHOLE_PLANE)
 
 
 def settle(
     options: PredictOptions, adapter: DomainAdapter, thresholds: Mapping[str, float], task: str | None = None
 ) -> PredictOptions:
-    """Fill in what the user left open: the adapter's grid, the bundle's tuned score and `task`, this machine's device.
+    """Fill in what the user left open: the adapter's grid, the bundle's thresholds and `task`, this machine's device.
 
     What `auto` stands for is settled here, so that it is part of a plan's key: shards of another precision do not mix.
     """
@@ -116,6 +130,8 @@ def settle(
             "tile": options.tile or adapter.tile,
             "overlap": adapter.tile_overlap if options.overlap is None else options.overlap,
             "score": thresholds.get("score", DEFAULT_SCORE) if options.score is None else options.score,
+            "mask": thresholds.get("mask", DEFAULT_MASK) if options.mask is None else options.mask,
+            "keep": thresholds.get("overlap", DEFAULT_KEEP) if options.keep is None else options.keep,
         }
     )
 

@@ -215,7 +215,7 @@ def command(
 
         return run(model, sources, out, {name: context.params[name] for name in given})
     refuse(given & VOLUME_ONLY, "studies (CT, MRI), and this model predicts scenes")
-    if getattr(adapter, "photos", False):
+    if getattr(adapter, "photos", False) and all(is_photo(source) for source in sources):
         from pipelines.commands.predict_photos import run as run_photos
 
         return run_photos(model, sources, out, {name: context.params[name] for name in given})
@@ -304,6 +304,13 @@ def refuse(options: set[str], what: str) -> None:
 
     if options:
         raise InputError(f"{', '.join(f'--{name}'.replace('_', '-') for name in sorted(options))}: only for {what}")
+
+
+def is_photo(source: str) -> bool:
+    """Whether a model of photos takes it as one: a picture without a place on the ground, or a folder of them."""
+    from pipelines.sources.picture import is_picture
+
+    return Path(source).is_dir() or is_picture(source)
 
 
 def refuse_volume(source: str) -> None:
