@@ -10,7 +10,8 @@ these projects is imported, and no file can run code.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ from maskformer.conversion import detectron2_config, names_detectron2, names_tra
 from maskformer.conversion.account import Conversion, Facts
 from maskformer.conversion.fit import Changes
 from maskformer.conversion.loading import Checkpoint, load
-from maskformer.conversion.restricted_pickle import load_weights
 from maskformer.conversion.timm_backbone import load_backbone
 from maskformer.conversion.transformers_config import model_config, model_type
 from maskformer.conversion.transformers_facts import facts_of
 from maskformer.conversion.transformers_folder import read_folder, read_model
+from maskformer.conversion.weight_files import load_weights
 from maskformer.model import MaskFormer
 
 __all__ = ["Conversion", "Facts", "from_detectron2", "from_timm", "from_transformers"]
@@ -56,17 +57,16 @@ def from_transformers(
         saved, where = read_model(model_or_folder), type(model_or_folder).__name__
     else:
         saved, where = read_folder(Path(model_or_folder)), str(model_or_folder)
-    try:
+    with _understanding(where):
         kind, config = model_type(saved.config), model_config(saved.config)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        facts = facts_of(saved.config, saved.processor)
     checkpoint = Checkpoint(
         source=f"{where} (transformers, {kind})",
         config=config,
         weights=saved.weights,
         table=names_transformers.table_of(kind, config),
         left_over=names_transformers.LEFT_OVER,
-        facts=facts_of(saved.config, saved.processor),
+        facts=facts,
     )
     return _announced(load(checkpoint, changes))
 
@@ -94,18 +94,17 @@ def from_detectron2(
     """
     changes = Changes(num_classes, classes, num_queries, in_channels, rgb)
     weights = load_weights(Path(path))
-    try:
+    with _understanding(str(path)):
         parts = detectron2_config.parts_of(weights)
         config = detectron2_config.model_config(weights, parts, num_heads)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        facts = detectron2_config.facts_of(weights, config.num_classes)
     checkpoint = Checkpoint(
         source=f"{path} (detectron2, {' + '.join(parts)})",
         config=config,
         weights=weights,
         table=names_detectron2.table_of(*parts),
         left_over=names_detectron2.LEFT_OVER,
-        facts=detectron2_config.facts_of(weights, config.num_classes),
+        facts=facts,
     )
     return _announced(load(checkpoint, changes))
 
@@ -122,6 +121,18 @@ def from_timm(
     or a tensor is neither the backbone's nor the rest of timm's network.
     """
     return _announced(load_backbone(name_or_weights, config, rgb))
+
+
+@contextmanager
+def _understanding(where: str) -> Iterator[None]:
+    """ValueError with the place in front for whatever a damaged description runs into."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:  # values of other types than their names promise fail wherever they are used
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{where}: its settings or shapes make no sense: {reason}") from error
 
 
 def _announced(model: MaskFormer) -> MaskFormer:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskformer.eomt import EncoderDecoder, Trunk, whole_vit
 
 # What Swin's files hold though it follows from the shape.
-_DERIVED = ("relative_position_index", "attn_mask")
+DERIVED = ("relative_position_index", "attn_mask")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def load_backbone_weights(
     new: dict[str, Tensor] = {}
     inflated, unexpected = [], []
     for source_name, tensor in state_dict.items():
-        if source_name.endswith(_DERIVED):
+        if source_name.endswith(DERIVED):
             continue
         wanted = _earlier_merging(source_name) if shift and _has_own_merging(own) else source_name
         name = by_flat_name.get(wanted.replace(".", "_"))

@@ -42,6 +42,9 @@ class Changes:
     def __post_init__(self) -> None:
         if self.classes is not None:
             object.__setattr__(self, "classes", tuple(self.classes))
+            twice = [name for index, name in enumerate(self.classes) if name in self.classes[:index]]
+            if twice:  # both rows would be the first one's, and the bundle's classes could not be told apart
+                raise ValueError(f"classes: {twice[0]!r} is named twice")
             if self.num_classes not in (None, len(self.classes)):
                 raise ValueError(f"num_classes: {self.num_classes}, but {len(self.classes)} classes are named")
             object.__setattr__(self, "num_classes", len(self.classes))

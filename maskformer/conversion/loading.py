@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from maskformer.config import ModelConfig
 from maskformer.conversion.account import Conversion, Facts, name_some
 from maskformer.conversion.fit import Changes, fit
 from maskformer.conversion.renaming import Renaming, Table, assemble, rename
+from maskformer.conversion.weight_files import check_finite
 from maskformer.model import MaskFormer
 
 # Tensors a published checkpoint may lack, by the end of our name, and why that changes nothing.
@@ -37,19 +39,25 @@ class Checkpoint:
 def load(checkpoint: Checkpoint, changes: Changes) -> MaskFormer:
     """The checkpoint's model, changed by `changes`; float32, eval mode. Its `conversion` is the account.
 
-    ValueError lists tensors the table does not know, tensors the model has and the checkpoint has not, and tensors of
-    another shape.
+    ValueError lists tensors the table does not know, tensors the model has and the checkpoint has not, tensors of
+    another shape or of other things than numbers, and those that are not finite. All of it is found on a model without
+    memory: what the checkpoint's config claims is never allocated before its tensors bear it out.
     """
     weights, source = checkpoint.weights, checkpoint.source
     renaming = rename(weights, checkpoint.table, checkpoint.left_over)
-    config = changes.apply(checkpoint.config)
-    with torch.device("meta") if changes == Changes() else nullcontext():
-        model = MaskFormer(config)
+    model = _without_memory(checkpoint)
     own = model.state_dict()
     _check_names(source, renaming, own)
     given = {name: _like(assemble(weights, parts), own[name]) for name, parts in renaming.sources.items()}
-    given, adapted = fit(own, given, changes, checkpoint.facts.classes)
     _check_shapes(source, given, own)
+    check_finite(given, source)
+    adapted: dict[str, str] = {}
+    config = changes.apply(checkpoint.config)
+    if changes != Changes():
+        model = MaskFormer(config)
+        own = model.state_dict()
+        given, adapted = fit(own, given, changes, checkpoint.facts.classes)
+        _check_shapes(source, given, own)
     model = _filled(model, given, config)
     model.conversion = Conversion(
         source=source,
@@ -61,6 +69,31 @@ def load(checkpoint: Checkpoint, changes: Changes) -> MaskFormer:
         facts=changes.facts(checkpoint.facts),
     )
     return model.float().eval()
+
+
+def _without_memory(checkpoint: Checkpoint) -> MaskFormer:
+    """The config's model on the meta device; ValueError where no such model can be built."""
+    config, tensors = checkpoint.config, len(checkpoint.weights)
+    options = config.backbone_options
+    depths = [*_numbers(options.get("depths")), *_numbers(options.get("layers")), *_numbers(options.get("depth"))]
+    for name, layers in (
+        ("layers of the query decoder", config.decoder_layers),
+        ("layers of the pixel decoder", config.encoder_layers),
+        ("layers of the backbone", sum(depths)),
+    ):
+        if layers > max(tensors, 100):  # building a million takes hours even without memory
+            raise ValueError(f"{checkpoint.source}: {layers} {name} cannot be, with {tensors} tensors")
+    try:
+        with torch.device("meta"):
+            return MaskFormer(config)
+    except Exception as error:  # settings that fit no network fail wherever they happen to be used
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ValueError(f"{checkpoint.source}: no such model can be built: {reason}") from error
+
+
+def _numbers(value: Any) -> list[int]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [number for number in values if isinstance(number, int)]
 
 
 def _filled(model: MaskFormer, given: Mapping[str, Tensor], config: ModelConfig) -> MaskFormer:
@@ -77,7 +110,12 @@ def _filled(model: MaskFormer, given: Mapping[str, Tensor], config: ModelConfig)
 
 
 def _like(tensor: Tensor, own: Tensor) -> Tensor:
-    """float32, contiguous; axes of length 1 as our tensor has them (a table of positions may lack the batch axis)."""
+    """float32, contiguous; axes of length 1 as our tensor has them (a table of positions may lack the batch axis).
+
+    A tensor of another shape is left alone: no memory is taken for what will be refused.
+    """
+    if math.prod(tensor.shape) != math.prod(own.shape):
+        return tensor
     tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
     if [n for n in tensor.shape if n != 1] == [n for n in own.shape if n != 1]:
         return tensor.reshape(own.shape)
@@ -115,3 +153,10 @@ def _check_shapes(source: str, given: Mapping[str, Tensor], own: Mapping[str, Te
     ]
     if wrong:
         raise ValueError(f"{source}: {len(wrong)} tensors of another shape: {name_some(wrong)}")
+    wrong = [
+        f"{name} is {tensor.dtype}, expected {own[name].dtype}"
+        for name, tensor in given.items()
+        if tensor.is_floating_point() != own[name].is_floating_point()
+    ]
+    if wrong:  # quantised weights without their scale, for one
+        raise ValueError(f"{source}: {len(wrong)} tensors of another kind of number: {name_some(wrong)}")

@@ -8,17 +8,17 @@ flags of a dtype, and a damaged file can bring it down.
 
 from __future__ import annotations
 
+import mmap
 import pickle
 import re
-import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from maskformer.conversion.pickle_check import check
 
 
 class _Numbers:
@@ -38,7 +38,7 @@ class _Numbers:
         """The array of these bytes (text where Python 2 wrote them), row by row ("C") or column by column ("F")."""
         content = content.encode("latin1") if isinstance(content, str) else content
         values = np.frombuffer(content, np.dtype(self.code).newbyteorder(self.order))  # type: ignore[arg-type]
-        return values.astype(self.code).reshape(shape, order="F" if order == "F" else "C")
+        return np.asarray(values.astype(self.code).reshape(shape, order="F" if order == "F" else "C"), order="C")
 
 
 class _Array:
@@ -102,13 +102,15 @@ class _Reader(pickle.Unpickler):
 
 
 def load_pickle(path: Path) -> Any:
-    """What a pickle of plain values and arrays holds, an array as `_Array` or numpy's.
+    """What a pickle of plain values and numpy arrays holds.
 
-    ValueError names what else it asks for, or how it broke.
+    ValueError names what else it asks for, or how it broke. What it would build is worked out first (`pickle_check`).
     """
     try:
-        with path.open("rb") as file:
-            return _Reader(file, encoding="latin1").load()
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            check(cast(Any, content), len(content), _is_admitted)
+            content.seek(0)
+            return _unwrapped(_Reader(cast(Any, content), encoding="latin1").load())
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: refused: {reason}; a checkpoint needs numpy arrays and nothing else") from error
@@ -119,37 +121,12 @@ def load_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: not a pickle, or cut off: {reason}") from error
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, from a detectron2 checkpoint: `.pkl` as above, any other through `torch.load(weights_only)`.
-
-    Both may hold the tensors under "model". ValueError where the file is neither, or holds something else.
-    """
-    payload = load_pickle(path) if path.suffix == ".pkl" else _load_torch(path)
-    if isinstance(payload, Mapping) and isinstance(payload.get("model"), Mapping):
-        payload = payload["model"]
-    if not isinstance(payload, Mapping) or not payload:
-        raise ValueError(f"{path}: not a checkpoint: expected tensors by name, found {type(payload).__name__}")
-    return {str(name): _tensor(value, f"{path}: {name}") for name, value in payload.items()}
+def _is_admitted(name: str) -> bool:
+    return tuple(name.rsplit(".", 1)) in _ADMITTED
 
 
-def _load_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        unsafe = reason[reason.find("Unsupported") :].split(" by default")[0] if "Unsupported" in reason else ""
-        raise ValueError(f"{path}: refused: {unsafe or 'it is not a checkpoint of tensors alone'}") from error
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a checkpoint, or cut off: {reason}") from error
-
-
-def _tensor(value: Any, what: str) -> Tensor:
-    value = value.value if isinstance(value, _Array) else value
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.asarray(value, order="C"))
-    raise ValueError(f"{what}: expected numbers, found {type(value).__name__}")
+def _unwrapped(value: Any) -> Any:
+    """Arrays in place of what stands in for them, in a dictionary and those in it."""
+    if isinstance(value, dict):
+        return {key: _unwrapped(item) for key, item in value.items()}
+    return value.value if isinstance(value, _Array) else value

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from maskformer.config import ModelConfig
 from maskformer.conversion.account import Conversion, name_some
-from maskformer.conversion.restricted_pickle import load_weights
-from maskformer.conversion.transformers_folder import read_safetensors
+from maskformer.conversion.weight_files import check_finite, load_weights
 from maskformer.model import MaskFormer
-from maskformer.weights import backbone_network, load_backbone_weights
+from maskformer.weights import DERIVED, backbone_network, load_backbone_weights
 
-_DERIVED = ("relative_position_index", "attn_mask")
 # Names of what a classifier has and no pyramid needs, in networks that are not timm's own here (Swin, STDC).
 _CLASSIFIER = ("head.", "norm.", "fc.", "linear.", "bn.", "conv_last.", "classifier.")
 _BESIDE = "the classifier's, or behind the last map"
@@ -30,6 +28,7 @@ def load_backbone(
 ) -> MaskFormer:
     """See `convert.from_timm`."""
     weights, source = _weights(name_or_weights)
+    check_finite(weights, source)
     model = MaskFormer(config)
     account = load_backbone_weights(model, weights, rgb)
     here = _names_in(model)
@@ -48,7 +47,7 @@ def load_backbone(
         fresh={name: _FRESH for name in model.state_dict() if name not in set(loaded)},
         left_over={
             **dict.fromkeys(account.unexpected, _BESIDE),
-            **{name: "follows from the shape" for name in weights if name.endswith(_DERIVED)},
+            **{name: "follows from the shape" for name in weights if name.endswith(DERIVED)},
         },
     )
     return model.float().eval()
@@ -59,7 +58,7 @@ def _weights(name_or_weights: str | Path | Mapping[str, Tensor]) -> tuple[Mappin
         return name_or_weights, "weights"
     path = Path(name_or_weights)
     if path.is_file():
-        return (read_safetensors if path.suffix == ".safetensors" else load_weights)(path), str(path)
+        return load_weights(path), str(path)
     name = str(name_or_weights)
     if not timm.is_model(name.split(".")[0]):
         raise ValueError(f"{name}: neither a file nor a model of timm")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from maskformer.conversion.weight_files import load_weights
 
 CONFIG = "config.json"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -50,11 +48,11 @@ def read_model(model: nn.Module) -> Saved:
 
 def _weights(folder: Path) -> dict[str, Tensor]:
     if (folder / SAFETENSORS).is_file():
-        return read_safetensors(folder / SAFETENSORS)
+        return load_weights(folder / SAFETENSORS)
     if (folder / INDEX).is_file():
         return _sharded(folder)
     if (folder / PICKLED).is_file():
-        return _pickled(folder / PICKLED)
+        return load_weights(folder / PICKLED)
     raise ValueError(f"{folder}: no weights in it: expected {SAFETENSORS}, {INDEX} or {PICKLED}")
 
 
@@ -64,36 +62,19 @@ def _sharded(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder / INDEX}: no weight_map in it")
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(map(str, places.values()))):
-        if Path(shard).name != shard:
-            raise ValueError(f"{folder / INDEX}: refused: {shard!r} is not a file of this folder")
-        weights.update(read_safetensors(folder / shard))
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ValueError(f"{folder / INDEX}: refused: {shard!r} is not a safetensors file of this folder")
+        weights.update(load_weights(folder / shard))
     lost = [name for name in places if name not in weights]
     if lost:
         raise ValueError(f"{folder}: {len(lost)} tensors of {INDEX} are in none of its files (first: {lost[0]})")
     return weights
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file; ValueError where there is none or it is damaged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read, or cut off: {error}") from error
-
-
-def _pickled(path: Path) -> dict[str, Tensor]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: refused, or cut off: {str(error).splitlines()[0]}") from error
-
-
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected settings by name, found {type(value).__name__}")

@@ -275,7 +275,7 @@ def test_damaged_folders_are_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="no weights in it"):
         convert.from_transformers(folder)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
-    with pytest.raises(ValueError, match="not a file of this folder"):
+    with pytest.raises(ValueError, match="not a safetensors file of this folder"):
         convert.from_transformers(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: cannot be read as JSON"):
