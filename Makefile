@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-buildings test test-slow bench coverage lint lock clean
+.PHONY: help setup demo demo-buildings test test-slow bench coverage lint lock up-native down-native audit sbom licences clean
 
 help:                ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -57,5 +57,20 @@ lock: .venv/.ok      ## resolve pyproject.toml again into requirements.lock
 	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock
 
+up-native: .venv/.ok ## start the services of docker-compose.yml without Docker (PostgreSQL from the system)
+	$(PY) -m deploy.native up
+
+down-native: .venv/.ok ## stop them; nothing is deleted
+	$(PY) -m deploy.native down
+
+audit: .venv/.ok     ## known vulnerabilities of the lock; fails on high ones that have a fix
+	$(PY) -m deploy.audit
+
+sbom: .venv/.ok      ## bill of materials of the lock as CycloneDX JSON
+	$(PY) -m deploy.sbom sbom.json
+
+licences: .venv/.ok  ## write THIRD_PARTY.md, the licences of the lock
+	$(PY) -m deploy.licences
+
 clean:               ## remove what runs leave behind, not the environment
-	rm -rf demo-output mlruns mlflow.db .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist *.egg-info
+	rm -rf demo-output mlruns mlflow.db .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage build dist sbom.json *.egg-info

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from prefect import flow, runtime, task
+from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.states import Completed, State
 
 from adapters.errors import InputError
 from flows.artifacts import show_table
-from flows.runs import note_process
-from pipelines.confinement import confine
+from flows.runs import begin
 from pipelines.retention import (
     DAY_S,
     RetentionPolicy,
@@ -64,7 +63,7 @@ def clean_runs(policy: RetentionPolicy, dry_run: bool) -> list[tuple[Stale, bool
     with get_client(sync_client=True) as client:
         for run in list(_old_runs(client, policy)):
             assert run.end_time is not None
-            stale = Stale("runs", str(run.id), (datetime.now(UTC) - run.end_time).total_seconds() / DAY_S, 0)
+            stale = Stale("runs", str(run.id), (_now() - run.end_time).total_seconds() / DAY_S, 0)
             if not dry_run:
                 try:
                     client.delete_flow_run(run.id)
@@ -84,8 +83,7 @@ def clean_up(
     The result says how many were `found` and `removed` of each kind, and their `bytes`. A store that is away costs its
     own kind: the run is then `Partial`.
     """
-    note_process()
-    confine(runtime.flow_run.parameters)
+    begin()
     everything: list[tuple[Stale, bool]] = []
     faults = []
     for step in (clean_files, clean_artifacts, clean_runs):
@@ -118,11 +116,15 @@ def _summary(everything: list[tuple[Stale, bool]]) -> dict[str, dict[str, int]]:
     return kinds
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _old_runs(client: Any, policy: RetentionPolicy) -> Iterator[FlowRun]:
     """Ended runs whose end is older than the policy; children of one another come as they come."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime
 
-    before = datetime.now(UTC) - timedelta(days=policy.runs)
+    before = _now() - timedelta(days=policy.runs)
     old = FlowRunFilter(end_time=FlowRunFilterEndTime(before_=before))
     offset = 0
     while True:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ DAY_S = 86_400.0
 SHARDS = ".shards"
 PARTIAL = re.compile(r"\..*\.partial-(?P<host>\w+)-(?P<pid>\d+)-\d+(\..*)?")
 TEMPORARY = re.compile(r"\.(bundle|fetching|download|mlflow)-\w+|\..+\.\d+\.tmp")  # left by what was killed
-SPOOLS = re.compile(r".*\.spool(\.jsonl)?|.*\.unsent\.jsonl")
+EVENTS, LOCK = "events.jsonl", "lock"  # of a folder of the tracking journal
 REMOVED_TAG = "maskbridge.artifacts_removed"
 RUNNING = ("RUNNING", "SCHEDULED")
 PAGE = 500
@@ -69,14 +69,17 @@ class Stale:
 def stale_files(policy: RetentionPolicy, now: float | None = None) -> list[Stale]:
     """What dead runs left in the policy's folders. A folder that is not there holds nothing."""
     now = time.time() if now is None else now
-    return [found for place in policy.places() for found in _look(place, policy, now)]
+    left = [found for place in policy.places() for found in _look(place, policy, now)]
+    spool = Path(os.environ.get("MASKBRIDGE_SPOOL") or cache_folder().parent / "tracking")
+    journals = [file.parent for file in sorted(spool.glob(f"*/{EVENTS}"))]
+    return left + [found for one in journals for found in _stale("spool", one, policy.spools, now, lock=one / LOCK)]
 
 
 def remove_file(stale: Stale) -> bool:
     """Remove it, unless somebody took it up again since; whether it is gone."""
     path = Path(stale.what)
-    if stale.kind == "shards":
-        return _remove_unheld(path)
+    if stale.kind in ("shards", "spool"):
+        return _remove_unheld(path, path / LOCK if stale.kind == "spool" else path)
     try:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     except FileNotFoundError:
@@ -124,7 +127,7 @@ def _look(place: Path, policy: RetentionPolicy, now: float) -> Iterator[Stale]:
         if here.name == SHARDS:
             for name in list(folders):
                 folders.remove(name)
-                yield from _stale("shards", here / name, policy.work, now, held=True)
+                yield from _stale("shards", here / name, policy.work, now, lock=here / name)
         for name in [*folders, *files]:
             kind, days = _kind(here / name, policy)
             if kind:
@@ -142,15 +145,13 @@ def _kind(path: Path, policy: RetentionPolicy) -> tuple[str, float]:
         return "partial", policy.work
     if TEMPORARY.fullmatch(path.name):
         return "temporary", policy.work
-    if SPOOLS.fullmatch(path.name):
-        return "spool", policy.spools
     return "", 0.0
 
 
-def _stale(kind: str, path: Path, days: float, now: float, *, held: bool = False) -> Iterator[Stale]:
+def _stale(kind: str, path: Path, days: float, now: float, *, lock: Path | None = None) -> Iterator[Stale]:
     newest, size = _extent(path)
     age = (now - newest) / DAY_S
-    if age >= days and not (held and _is_held(path)):
+    if age >= days and (lock is None or _with_lock(lock, lambda: None)):
         yield Stale(kind, str(path), age, size)
 
 
@@ -165,24 +166,22 @@ def _extent(path: Path) -> tuple[float, int]:
     return newest, size
 
 
-def _is_held(folder: Path) -> bool:
-    """Whether a run holds the work folder (`pipelines.work_folder`)."""
-    return not _with_lock(folder, lambda: None)
-
-
-def _remove_unheld(folder: Path) -> bool:
+def _remove_unheld(folder: Path, lock: Path) -> bool:
     """Remove under the lock: who comes now waits, sees that it is gone, and makes another."""
-    if not _with_lock(folder, lambda: shutil.rmtree(folder, ignore_errors=True)):
+    if not _with_lock(lock, lambda: shutil.rmtree(folder, ignore_errors=True)):
         return False
-    with suppress(OSError):
-        folder.parent.rmdir()
+    if folder.parent.name == SHARDS:
+        with suppress(OSError):
+            folder.parent.rmdir()
     return True
 
 
-def _with_lock(folder: Path, act: Any) -> bool:
+def _with_lock(lock: Path, act: Callable[[], None]) -> bool:
+    """Do `act` under the lock of a file or folder. False where somebody holds it, or it is a link."""
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+        handle = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:  # nobody ever held it
+        act()
         return True
     except OSError:
         return False

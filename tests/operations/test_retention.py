@@ -59,7 +59,9 @@ def test_what_dead_runs_left_is_found_and_removed(results: Path, tmp_path: Path)
     secret = old(tmp_path / "elsewhere/.shards/b-1", 50)
     (results / "link").symlink_to(tmp_path / "elsewhere")
     (results / "scenes/.shards/link").symlink_to(tmp_path / "elsewhere")
-    spool = old(tmp_path / "cache/run.spool.jsonl", 40)
+    spool = tmp_path / "cache/tracking/run-1"
+    old(spool / "events.jsonl", 40)
+    old(spool, 40)
     policy = RetentionPolicy()
     with (results / "scenes/.shards/held-3").joinpath("x").open("w"):
         os.utime(results / "scenes/.shards/held-3/x", (0, 0))
