@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from maskformer.prediction import DensePrediction, Prediction
 if TYPE_CHECKING:
     from maskformer.conversion.account import Conversion
 
-__all__ = ["DensePrediction", "MaskFormer", "Prediction", "build_model", "param_groups"]
+__all__ = ["DensePrediction", "MaskFormer", "Prediction", "build_model", "freeze", "param_groups"]
 
 
 # Where each choice of a config lives; imported when chosen. All are built with (widths they are given, config).
@@ -93,25 +95,62 @@ def build_model(config: ModelConfig) -> nn.Module:
 
 
 def param_groups(
-    model: nn.Module, learning_rate: float, backbone_multiplier: float = 0.1, weight_decay: float = 1e-4
+    model: nn.Module,
+    learning_rate: float,
+    backbone_multiplier: float = 0.1,
+    weight_decay: float = 1e-4,
+    layer_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: the backbone's rate × `backbone_multiplier`; no decay on norms and embeddings.
 
+    With `layer_decay` each stage of the backbone learns at that share of the next one's rate, the stem the least.
     Frozen parameters are left out. Source: MaskFormer's training script (there one group per parameter).
     """
-    backbone = {id(parameter) for parameter in model.backbone.parameters()}  # type: ignore[union-attr]
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    depth = _depths(model)
+    deepest = max(depth.values(), default=0)
+    groups: dict[tuple[int | None, bool], list[nn.Parameter]] = {}
     for module in model.modules():
         undecayed = isinstance(module, nn.Embedding) or "norm" in type(module).__name__.lower()
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 plain = undecayed or "position" in name or "pos_embed" in name
-                groups.setdefault((id(parameter) in backbone, plain), []).append(parameter)
+                stage = depth.get(id(parameter))
+                stage = stage if stage is None or layer_decay is not None else deepest
+                groups.setdefault((stage, plain), []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": learning_rate * (backbone_multiplier if inside else 1.0),
+            "lr": learning_rate
+            * (1.0 if stage is None else backbone_multiplier * (layer_decay or 1.0) ** (deepest - stage)),
             "weight_decay": 0.0 if plain else weight_decay,
         }
-        for (inside, plain), parameters in groups.items()
+        for (stage, plain), parameters in groups.items()
     ]
+
+
+def _depths(model: nn.Module) -> dict[int, int]:
+    """id of each backbone parameter → its stage, counted from the picture, by the first number in its name.
+
+    timm counts blocks, stages or layers so in every network; what follows the last of them (norms, a head's
+    convolution) counts with it.
+    """
+    depth: dict[int, int] = {}
+    seen = 0
+    for name, parameter in model.backbone.named_parameters():  # type: ignore[union-attr]
+        number = re.search(r"\.(?:layer)?(\d+)(?:\.|_)", f".{name}")
+        if number is not None:
+            seen = int(number[1]) + 1
+        depth[id(parameter)] = seen
+    rank = {number: place for place, number in enumerate(sorted(set(depth.values())))}
+    return {key: rank[number] for key, number in depth.items()}
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Keep parts of the model (`backbone`, `pixel_decoder`, `query_decoder`) as they are, their batch norms too.
+
+    Call again after `model.train()`. ValueError where the model has no such part.
+    """
+    for part in parts:
+        if not hasattr(model, part):
+            raise ValueError(f"freeze: {type(model).__name__} has no {part}")
+        getattr(model, part).requires_grad_(False).eval()

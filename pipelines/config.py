@@ -67,13 +67,29 @@ class SplitOptions(Strict):
 
 
 class ModelOptions(Strict):
-    """A preset of `maskformer.config.PRESETS`, changed by `overrides`; `weights` start the backbone."""
+    """A preset of `maskformer.config.PRESETS`, changed by `overrides`; `weights` start the backbone.
+
+    With `init_from` a trained model is carried over instead: its architecture (changed by `overrides`), and its weights
+    as far as channels and classes go by the same names, see `pipelines.transfer`.
+    """
 
     preset: str = "maskformer-resnet50"
     overrides: dict[str, Any] = {}
     weights: str | None = Field(
         None, description="`sample:efficientnet_lite0`, `timm` (its hub), a .safetensors file, or nothing"
     )
+    init_from: str | None = Field(None, description="a trained model: bundle folder or `models:/name@alias`")
+    class_map: dict[str, tuple[str, ...]] = Field(
+        {}, description="with `init_from`: class here → classes of that model it is made of"
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelOptions:
+        if self.init_from and (self.weights or "preset" in self.model_fields_set):
+            raise ValueError("`init_from` brings architecture and weights: leave out `preset` and `weights`")
+        if self.class_map and not self.init_from:
+            raise ValueError("`class_map` goes with `init_from`")
+        return self
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -96,6 +112,12 @@ class TrainOptions(Strict):
     clip: float | None = Field(0.1, gt=0, description="largest gradient norm")
     ema: float | None = Field(0.999, gt=0, lt=1, description="decay of the averaged weights; none turns it off")
     grad_checkpointing: bool = Field(False, description="recompute activations instead of keeping them: less memory")
+    freeze: tuple[Literal["backbone", "pixel_decoder", "query_decoder"], ...] = Field(
+        (), description="parts that stay as they are"
+    )
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="of the backbone's rate, for each of its stages nearer to the picture"
+    )
     augment: tuple[str, ...] = ("flip", "rotate", "scale", "colour")
     workers: int = Field(1, ge=0)
     cache_mb: int = Field(4096, ge=0, description="volumes: memory for prepared cases; the rest lies in files")
@@ -172,6 +194,7 @@ class BaselineOptions(Strict):
     overrides: dict[str, Any] = {}
     learning_rate: float = Field(1e-3, gt=0)
     backbone_multiplier: float = Field(1.0, ge=0)
+    steps: int | None = Field(None, gt=0, description="where the model's length is in steps; default as many")
 
 
 class RunConfig(Strict):
@@ -277,11 +300,13 @@ def _paths_from(config: RunConfig, folder: Path) -> RunConfig:
     weights = config.model.weights
     if weights not in (None, "timm"):
         weights = absolute(weights)
+    started = config.model.init_from
+    started = started if started is None or started.startswith("models:") else absolute(started)
     adapter = absolute(config.adapter) if isinstance(config.adapter, str) else config.adapter
     return config.model_copy(
         update={
             "data": data,
-            "model": config.model.model_copy(update={"weights": weights}),
+            "model": config.model.model_copy(update={"weights": weights, "init_from": started}),
             "adapter": adapter,
             "predict": config.predict.model_copy(update={"aoi": absolute(config.predict.aoi)}),
         }

@@ -229,12 +229,14 @@ def _train_one(
 
 
 def baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:
-    """The baseline's model and options: all as for the model but for the network and its learning rates."""
+    """The baseline's model and options: all as for the model but for the network, its learning rates and steps."""
     baseline = config.baseline
     assert baseline is not None
-    rates = {"learning_rate": baseline.learning_rate, "backbone_multiplier": baseline.backbone_multiplier}
+    update = {"learning_rate": baseline.learning_rate, "backbone_multiplier": baseline.backbone_multiplier}
+    if baseline.steps is not None and config.train.steps is not None:
+        update["steps"] = baseline.steps
     model = ModelOptions(preset=baseline.preset, overrides=baseline.overrides, weights=config.model.weights)
-    return model, config.train.model_copy(update=rates)
+    return model, config.train.model_copy(update=update)
 
 
 def _trivial(data: LabelledData) -> dict[str, Any]:
@@ -291,6 +293,7 @@ def _save(
         "baseline_history": beside.fitted.history if beside else [],
         "places": _places(data),
         "labels": [scene.annotations.report for scene in data.scenes],
+        **transferred(trained.model),
     }
     return save_bundle(
         folder,
@@ -300,6 +303,12 @@ def _save(
         provenance=provenance,
         thresholds=trained.thresholds,
     )
+
+
+def transferred(model: nn.Module) -> dict[str, Any]:
+    """The account of a model that was carried over, for its provenance; nothing for another."""
+    account = getattr(model, "transferred", None)
+    return {} if account is None else {"transfer": account.to_dict()}
 
 
 def _places(data: LabelledData) -> list[dict[str, Any]]:

@@ -18,14 +18,18 @@ log = logging.getLogger(__name__)
 
 
 def build(options: ModelOptions, adapter: DomainAdapter) -> tuple[ModelConfig, nn.Module]:
-    """The preset with the adapter's channels and classes. Raises InputError for an unknown name or weights."""
+    """The preset, or the model to start from, with the adapter's channels and classes.
+
+    Raises InputError for an unknown name or weights. A model that was carried over has the account as `transferred`.
+    """
+    if options.init_from:
+        return _carried_over(options, adapter)
     try:
         config = ModelConfig.from_preset(
             options.preset,
             **{
                 **options.overrides,
-                "num_classes": len(adapter.classes),
-                "in_channels": len(adapter.channels) * (1 + 2 * adapter.context_slices),
+                **_ends(adapter),
             },
         )
     except ValueError as error:
@@ -40,6 +44,28 @@ def build(options: ModelOptions, adapter: DomainAdapter) -> tuple[ModelConfig, n
             *(len(names) for names in (account.loaded, account.inflated, account.missing, account.unexpected)),
         )
     return config, model
+
+
+def _carried_over(options: ModelOptions, adapter: DomainAdapter) -> tuple[ModelConfig, nn.Module]:
+    from pipelines.bundle import load_bundle
+    from pipelines.transfer import start_from
+
+    bundle = load_bundle(str(options.init_from))
+    try:
+        config = bundle.config.replace(**{**options.overrides, **_ends(adapter)})
+    except ValueError as error:
+        raise InputError(f"model: {error}") from None
+    model = build_model(config)
+    model.transferred = start_from(bundle, model, adapter, options.class_map)  # type: ignore[assignment]
+    return config, model
+
+
+def _ends(adapter: DomainAdapter) -> dict[str, int]:
+    """What the adapter says of a model: its inputs and outputs."""
+    return {
+        "num_classes": len(adapter.classes),
+        "in_channels": len(adapter.channels) * (1 + 2 * adapter.context_slices),
+    }
 
 
 def backbone_weights(reference: str, backbone: str) -> dict[str, Tensor]:

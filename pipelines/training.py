@@ -25,7 +25,7 @@ from torch import nn
 
 from adapters.errors import InputError
 from maskformer.annealing import set_progress
-from maskformer.model import param_groups
+from maskformer.model import freeze, param_groups
 from maskformer.targets import check_labels
 from pipelines import checkpoints
 from pipelines.config import TrainOptions
@@ -147,12 +147,15 @@ class _Run:
         }
         # The plain module: what is averaged and saved. `self.model` is the same behind autocast and DDP.
         self.module = model.to(self.device).to(memory_format=torch.channels_last).train()
+        _hold(self.module, options.freeze)
         if options.grad_checkpointing:
             _recompute_activations(self.module)
         self.criterion = criterion.to(self.device).train()
         self.num_classes: int | None = getattr(getattr(criterion, "config", None), "num_classes", None)
         self.average = ModelEmaV3(model, decay=options.ema, use_warmup=True) if options.ema else None
-        groups = param_groups(model, options.learning_rate, options.backbone_multiplier, options.weight_decay)
+        groups = param_groups(
+            model, options.learning_rate, options.backbone_multiplier, options.weight_decay, options.layer_decay
+        )
         optimizer = torch.optim.AdamW([{**group, "initial_lr": group["lr"]} for group in groups])
         self.model, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.position = Position()
@@ -247,6 +250,7 @@ class _Run:
         with torch.no_grad():
             scores = dict(validate(candidate.eval()))
         self.module.train()
+        _hold(self.module, self.options.freeze)
         self._report({f"validation_{name}": float(score) for name, score in scores.items()})
         if best_by is None:
             return
@@ -337,6 +341,13 @@ class _Run:
             f"step {self.position.step + 1}: {what}; {kept}. "
             f"A lower train.learning_rate or train.precision fp32 may help"
         )
+
+
+def _hold(model: nn.Module, parts: tuple[str, ...]) -> None:
+    try:
+        freeze(model, parts)
+    except ValueError as error:
+        raise InputError(f"train: {error}") from None
 
 
 def _recompute_activations(model: nn.Module) -> None:
