@@ -55,13 +55,16 @@ class Backbone(nn.Module):
         self.network = network
         info = getattr(network, "feature_info", None)
         self.channels: tuple[int, ...] = tuple(cast(Any, network).channels if info is None else info.channels())
+        # Some of timm's networks (Swin, MetaFormer-like ones) hand out (B, H, W, C).
+        self.channels_behind = str(getattr(getattr(network, "output_fmt", None), "value", "")) == "NHWC"
         self.freeze_batch_norm = freeze_batch_norm
         if freeze_batch_norm:
             for norm in self._batch_norms():
                 norm.requires_grad_(False)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.network(x)
+        maps = self.network(x)
+        return [one.permute(0, 3, 1, 2) for one in maps] if self.channels_behind else maps
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
@@ -78,6 +81,12 @@ class Backbone(nn.Module):
 
     def _batch_norms(self) -> list[nn.Module]:
         return [module for module in self.modules() if isinstance(module, _BatchNorm)]
+
+
+def takes_any_size(network: nn.Module) -> bool:
+    """Whether what a network computes is the same program at every size; windows and partitions belong to one."""
+    names = ("window", "window_size", "partition_size")
+    return not any(getattr(module, name, None) for module in network.modules() for name in names)
 
 
 def create_features(name: str, in_channels: int = 3, **options: Any) -> nn.Module:

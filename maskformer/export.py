@@ -18,17 +18,19 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from maskformer import backbones
 from maskformer.config import ModelConfig
 from maskformer.prediction import DensePrediction
+from maskformer.weights import backbone_network
 
 MULTIPLE = 32  # of the sides of a picture of any size: the coarsest map's stride
 SMALLEST = 2 * MULTIPLE  # with one coarsest cell, graphs are simplified in ways that hold for it alone
 LARGEST = 256 * MULTIPLE  # of a graph of any size
 
 
-def takes_any_size(config: ModelConfig) -> bool:
-    """Whether one graph serves every size. A Swin's windows belong to one size."""
-    return not config.backbone.startswith("swin")
+def takes_any_size(model: nn.Module) -> bool:
+    """Whether one graph serves every size: its backbone says so. A Swin's windows belong to one size."""
+    return backbones.takes_any_size(backbone_network(model))
 
 
 def to_program(model: nn.Module, size: tuple[int, int], dynamic: bool = True) -> ExportedProgram:
@@ -128,7 +130,7 @@ def _checked(model: nn.Module, size: tuple[int, int], dynamic: bool) -> ModelCon
     assert isinstance(config, ModelConfig)
     if any(side < SMALLEST or side > LARGEST or side % MULTIPLE for side in size):
         raise ValueError(f"size: {size}, expected multiples of {MULTIPLE} from {SMALLEST} to {LARGEST}")
-    if dynamic and not takes_any_size(config):
+    if dynamic and not takes_any_size(model):
         raise ValueError(f"{config.backbone} belongs to one size: export it with dynamic=False, one file a size")
     return config
 

@@ -17,10 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from maskformer.attention import Attention, FeedForward
 from maskformer.config import ModelConfig
+from maskformer.level_decoder import LevelDecoder
 from maskformer.pixel_decoders import PixelFeatures, biased_conv
 from maskformer.position import sine_position
-from maskformer.prediction import Prediction, predict_layers
-from maskformer.query_decoders import MLP
 
 
 class Level(NamedTuple):
@@ -53,58 +52,31 @@ class MaskedDecoderLayer(nn.Module):
         return self.norm3(query + self.dropout(self.feedforward(query)))
 
 
-class MaskedDecoder(nn.Module):
-    """`decoder_layers` layers over the memory at strides 32, 16, 8 in turn, and predictions from the start on.
-
-    In training `auxiliary` holds the predictions of the raw learned queries and of every layer but the last.
-    """
+class MaskedDecoder(LevelDecoder[Level]):
+    """See `LevelDecoder`; a layer's queries attend only inside the masks that they predict before it."""
 
     def __init__(self, memory_channels: Sequence[int], config: ModelConfig) -> None:
-        super().__init__()
         dim = config.hidden_dim
-        self.supervise_layers = config.auxiliary
-        self.checkpointing = False
         # As published, memory that already has the right width enters as it is.
-        self.input_proj = nn.ModuleList(
+        input_proj = nn.ModuleList(
             nn.Identity() if width == dim else biased_conv(width, dim, 1) for width in memory_channels
         )
-        self.level_embed = nn.Embedding(len(memory_channels), dim)
-        self.query_feat = nn.Embedding(config.num_queries, dim)
-        self.query_embed = nn.Embedding(config.num_queries, dim)
-        self.layers = nn.ModuleList(
-            MaskedDecoderLayer(dim, config.num_heads, config.feedforward_dim, config.dropout)
-            for _ in range(config.decoder_layers)
-        )
-        self.decoder_norm = nn.LayerNorm(dim)
-        self.class_embed = nn.Linear(dim, config.num_classes + 1)
-        self.mask_embed = MLP(dim, dim, config.mask_dim)
+        shape = (dim, config.num_heads, config.feedforward_dim, config.dropout)
+        super().__init__(input_proj, lambda: MaskedDecoderLayer(*shape), config)
+        self.checkpointing = False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping what it made: less memory, more time."""
         self.checkpointing = enable
 
-    def forward(self, pixels: PixelFeatures) -> Prediction:
-        levels = self._levels(pixels)
-        batch = pixels.mask_features.shape[0]
-        query = self.query_feat.weight.expand(batch, -1, -1)  # (B, Q, d)
-        query_position = self.query_embed.weight.expand(batch, -1, -1)
-        supervised = self.training and self.supervise_layers
-        states = []
-        for i, layer in enumerate(self.layers):
-            state = self.decoder_norm(query)
-            mask_embed = self.mask_embed(state)
-            if supervised:
-                states.append((self.class_embed(state), mask_embed))
-            level = levels[i % len(levels)]
-            mask = attention_mask(mask_embed, level.mask_features)
-            inputs = (query, query_position, level.key, level.value, mask)
-            if self.checkpointing and self.training:
-                query = checkpoint(layer, *inputs, use_reentrant=False)
-            else:
-                query = layer(*inputs)
-        state = self.decoder_norm(query)
-        states.append((self.class_embed(state), self.mask_embed(state)))
-        return predict_layers(states, pixels.mask_features, keep_factors=self.training)
+    def _look(
+        self, layer: nn.Module, query: Tensor, query_position: Tensor, mask_embed: Tensor, level: Level
+    ) -> Tensor:
+        mask = attention_mask(mask_embed, level.mask_features)
+        inputs = (query, query_position, level.key, level.value, mask)
+        if self.checkpointing and self.training:
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     def _levels(self, pixels: PixelFeatures) -> list[Level]:
         levels = []

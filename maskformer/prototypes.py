@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from maskformer.attention import Attention, FeedForward
 from maskformer.config import ModelConfig
+from maskformer.level_decoder import LevelDecoder
 from maskformer.pixel_decoders import PixelFeatures, biased_conv
 from maskformer.position import sine_position
-from maskformer.prediction import Prediction, predict_layers
-from maskformer.query_decoders import MLP
 
 
 class Level(NamedTuple):
@@ -96,47 +95,21 @@ class PrototypeLayer(nn.Module):
         return query + self.dropout(self.feedforward(self.norm2(query)))
 
 
-class PrototypeDecoder(nn.Module):
-    """`decoder_layers` layers over the memory at strides 32, 16, 8 in turn, and predictions from the start on.
-
-    In training `auxiliary` holds the predictions of the raw learned queries and of every layer but the last. Each
-    level of memory goes through a 1×1 convolution, also where it has the right width (as published).
+class PrototypeDecoder(LevelDecoder[Level]):
+    """See `LevelDecoder`; each level of memory goes through a 1×1 convolution, also where it has the right width (as
+    published).
     """
 
     def __init__(self, memory_channels: Sequence[int], config: ModelConfig) -> None:
-        super().__init__()
         dim = config.hidden_dim
-        self.supervise_layers = config.auxiliary
-        self.input_proj = nn.ModuleList(biased_conv(width, dim, 1) for width in memory_channels)
-        self.level_embed = nn.Embedding(len(memory_channels), dim)
-        self.query_feat = nn.Embedding(config.num_queries, dim)
-        self.query_embed = nn.Embedding(config.num_queries, dim)
-        self.layers = nn.ModuleList(
-            PrototypeLayer(dim, config.num_heads, config.feedforward_dim, config.dropout)
-            for _ in range(config.decoder_layers)
-        )
-        self.decoder_norm = nn.LayerNorm(dim)
-        self.class_embed = nn.Linear(dim, config.num_classes + 1)
-        self.mask_embed = MLP(dim, dim, config.mask_dim)
+        input_proj = nn.ModuleList(biased_conv(width, dim, 1) for width in memory_channels)
+        shape = (dim, config.num_heads, config.feedforward_dim, config.dropout)
+        super().__init__(input_proj, lambda: PrototypeLayer(*shape), config)
 
-    def forward(self, pixels: PixelFeatures) -> Prediction:
-        levels = self._levels(pixels)
-        batch = pixels.mask_features.shape[0]
-        query = self.query_feat.weight.expand(batch, -1, -1)  # (B, Q, d)
-        query_position = self.query_embed.weight.expand(batch, -1, -1)
-        supervised = self.training and self.supervise_layers
-        predictions = []
-        for i, layer in enumerate(self.layers):
-            state = self.decoder_norm(query)
-            mask_embed = self.mask_embed(state)
-            if supervised:
-                predictions.append((self.class_embed(state), mask_embed))
-            level = levels[i % len(levels)]
-            allowed = allowed_pixels(mask_embed, level.mask_features)
-            query = layer(query, query_position, level.positioned, allowed)
-        state = self.decoder_norm(query)
-        predictions.append((self.class_embed(state), self.mask_embed(state)))
-        return predict_layers(predictions, pixels.mask_features, keep_factors=self.training)
+    def _look(
+        self, layer: nn.Module, query: Tensor, query_position: Tensor, mask_embed: Tensor, level: Level
+    ) -> Tensor:
+        return layer(query, query_position, level.positioned, allowed_pixels(mask_embed, level.mask_features))
 
     def _levels(self, pixels: PixelFeatures) -> list[Level]:
         levels = []

@@ -28,7 +28,8 @@ def command(
     writable_folder(onnx.parent)
     bundle = load_bundle(model)
     try:
-        to_onnx(bundle.build(), onnx, (size, size), dynamic=takes_any_size(bundle.config))
+        network = bundle.build()
+        to_onnx(network, onnx, (size, size), dynamic=takes_any_size(network))
     except (ValueError, ImportError) as error:
         raise InputError(str(error)) from None
     typer.echo(str(onnx))

@@ -49,6 +49,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 ANY_SIZE = [name for name in FAMILIES if name not in ("maskformer-swin", "mask2former-swin", "maskformer-v2")]
 
 
+# Wide enough to learn a batch by heart, and no wider.
+_LEARNING: dict[str, Any] = {
+    **SMALL,
+    "num_classes": 2,
+    "num_queries": 8,
+    "hidden_dim": 64,
+    "pixel_dim": 64,
+    "num_heads": 8,
+    "decoder_layers": 2,
+    "feedforward_dim": 128,
+    "encoder_feedforward_dim": 128,
+    "freeze_batch_norm": False,
+    "num_points": 1024,
+}
+_LEARNING_SWIN = {"backbone_options": {"embed_dim": 24, "depths": (1, 1, 1, 1), "heads": (1, 2, 2, 4), "window": 4}}
+_LEARNING_PEM = {"pixel_dim": 32, "decoder_layers": 3}  # fewer than its three levels would leave parameters unused
+
+
+def learner(family: str, **changes: Any) -> ModelConfig:
+    """The family's config for tests that train: two classes, eight queries, batch norms that move."""
+    preset, options = FAMILIES[family]
+    options = _LEARNING_SWIN if options is SWIN else options
+    pem = _LEARNING_PEM if preset.startswith("pem") else {}
+    return ModelConfig.from_preset(preset, **{**_LEARNING, **options, **pem, **changes})
+
+
 def build(family: str, **changes: Any) -> nn.Module:
     """The family's small model in evaluation mode, the same weights every time."""
     preset, options = FAMILIES[family]

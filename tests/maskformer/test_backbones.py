@@ -44,6 +44,17 @@ def test_strides_4_to_32(name: str) -> None:
     assert tuple(f.shape[1] for f in out) == backbone.channels
 
 
+def test_timms_networks_with_channels_behind_give_them_in_front() -> None:
+    """timm's own Swin hands out (B, H, W, C)."""
+    small = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4), "img_size": 64}
+    backbone = make("swin_tiny_patch4_window7_224", **small).eval()
+    with torch.no_grad():
+        out, raw = backbone(torch.ones(1, 3, 64, 64)), backbone.network(torch.ones(1, 3, 64, 64))
+    assert [tuple(f.shape[1:]) for f in out] == [(16, 16, 16), (32, 8, 8), (64, 4, 4), (128, 2, 2)]
+    assert tuple(f.shape[1] for f in out) == backbone.channels
+    assert all(torch.equal(a, b.permute(0, 3, 1, 2)) for a, b in zip(out, raw, strict=True))
+
+
 @pytest.mark.parametrize(("name", "word"), [("no_such_net", "no model"), ("mixer_s16_224", "strides")])
 def test_unusable_network_is_named(name: str, word: str) -> None:
     with pytest.raises(ValueError, match=word):

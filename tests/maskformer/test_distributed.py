@@ -4,7 +4,6 @@ DDP without `find_unused_parameters` waits for ever for a parameter that has non
 """
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,8 @@ from maskformer.config import ModelConfig
 from maskformer.losses import build_criterion
 from maskformer.model import build_model
 from maskformer.targets import Target
-from tests.maskformer.test_overfit import FAMILIES, SIDE, SMALL, SWIN
+from tests.maskformer.families import FAMILIES, SIDE, learner
 
-LOCATED = ("maskformer-efficientnet-lite0-small", {"hidden_dim": 64, "pixel_dim": 32}, 0)
 WORLD = 2
 
 
@@ -29,9 +27,10 @@ def target(objects: int, valid: bool = True) -> Target:
 
 @pytest.mark.parametrize("family", [*FAMILIES, "located"])
 def test_every_parameter_has_a_gradient_where_there_is_nothing_to_see(family: str) -> None:
-    preset, small, _ = LOCATED if family == "located" else FAMILIES[family]
     torch.manual_seed(0)
-    config = ModelConfig.from_preset(preset, **{**SMALL, **small})
+    located = {"hidden_dim": 64, "pixel_dim": 32, "dropout": 0.0, "num_classes": 2}
+    preset = "maskformer-efficientnet-lite0-small"
+    config = ModelConfig.from_preset(preset, **located) if family == "located" else learner(family)
     model, criterion = build_model(config).train(), build_criterion(config)
     for targets in ([target(0), target(0)], [target(2, valid=False), target(0)]):
         model.zero_grad(set_to_none=True)
@@ -46,8 +45,7 @@ def whole_batch() -> tuple[ModelConfig, nn.Module, Tensor, list[Target]]:
     """Four pictures: five objects in the first process' two, none in the second's."""
     torch.manual_seed(0)
     # The class loss is a mean over each process' own queries, as published; and points would be drawn anew.
-    narrow: dict[str, Any] = {**SMALL, **SWIN, "class_weight": 0.0, "loss_resolution": "input"}
-    config = ModelConfig.from_preset("mask2former-swin-tiny", **narrow)
+    config = learner("mask2former-swin", class_weight=0.0, loss_resolution="input")
     counts = (3, 2, 0, 0)
     return config, build_model(config).train(), torch.randn(4, 3, SIDE, SIDE), [target(count) for count in counts]
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from maskformer.config import ModelConfig
 from maskformer.export import takes_any_size, to_onnx, to_program
+from maskformer.model import build_model
 from tests.maskformer.families import ANY_SIZE, FAMILIES, build, pictures
 
 QUICK = "maskformer-resnet"
@@ -20,7 +22,7 @@ SIZES = [(64, 64), (96, 160), (128, 64)]
 def test_onnx_file_computes_the_same(family: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, dynamic = build(family), family in ANY_SIZE
-    assert takes_any_size(model.config) is dynamic
+    assert takes_any_size(model) is dynamic
     to_onnx(model, tmp_path / "model.onnx", SIZES[1] if dynamic else SIZES[0], dynamic)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     assert [one.name for one in session.get_inputs()] == ["image"]
@@ -56,3 +58,18 @@ def test_what_cannot_be_exported_says_why() -> None:
         to_program(build("maskformer-resnet"), (64, 50))
     with pytest.raises(ValueError, match="from 64"):
         to_program(build("maskformer-resnet"), (64, 32))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_backbone_says_whether_any_size_will_do(family: str) -> None:
+    assert takes_any_size(build(family)) is (family in ANY_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "any_size"),
+    [("swin_tiny_patch4_window7_224", False), ("maxvit_rmlp_pico_rw_256", False), ("pvt_v2_b0", True)],
+)
+def test_networks_of_timm_say_it_too(backbone: str, any_size: bool) -> None:
+    with torch.device("meta"):
+        model = build_model(ModelConfig(backbone=backbone))
+    assert takes_any_size(model) is any_size

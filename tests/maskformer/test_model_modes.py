@@ -1,15 +1,9 @@
-"""The ways a model is run: checkpointed, channels last, under autocast, on several processes. All families."""
+"""The ways a model is run: checkpointed, channels last, under autocast. All families. (DDP: test_distributed.py.)"""
 
 from __future__ import annotations
 
-import os
-import socket
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
@@ -83,40 +77,3 @@ def test_layout_and_precision_change_little(family: str) -> None:
             assert (got.float() - eager).abs().mean() < 0.1 * eager.std()
     with torch.autocast("cpu", torch.float16):
         assert all(torch.isfinite(got).all() for got in model(image)[:2])
-
-
-# ---------------------------------------------------------------- several processes
-
-
-def _worker(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        model = build("maskformer-swin", class_weight=0.0).train()
-        parallel: Any = nn.parallel.DistributedDataParallel(model)
-        torch.manual_seed(3)
-        loss = build_criterion(model.config)(parallel(pictures(2)[rank : rank + 1]), targets()[rank : rank + 1])
-        loss["total"].backward()
-        if rank == 0:
-            torch.save({name: p.grad for name, p in model.named_parameters()}, Path(folder) / "gradients.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
-    """One picture each, one of them without any object: masks weigh by the objects of both, as in the joint batch.
-
-    The class loss is left out: as published, it is a weighted mean over the pictures of each process.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, args=(port, str(tmp_path)), nprocs=2)
-    together = torch.load(tmp_path / "gradients.pt", weights_only=True)
-    _, alone = step(build("maskformer-swin", class_weight=0.0).train(), pictures(2), targets())
-    largest = max(float(gradient.abs().max()) for gradient in alone.values())
-    assert together.keys() == alone.keys()
-    for name, gradient in alone.items():
-        torch.testing.assert_close(together[name], gradient, atol=1e-5 * largest, rtol=1e-3, msg=name)

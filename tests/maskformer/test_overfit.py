@@ -3,56 +3,25 @@
 (Located queries: test_located_queries.py.)
 """
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskformer.annealing import set_progress
-from maskformer.config import ModelConfig
 from maskformer.inference import semantic
 from maskformer.losses import build_criterion
 from maskformer.model import build_model, param_groups
 from maskformer.targets import Target
+from tests.maskformer.families import FAMILIES, SIDE, learner
 
-SIDE = 64
-SMALL: dict[str, Any] = {
-    "num_classes": 2,
-    "num_queries": 8,
-    "hidden_dim": 64,
-    "pixel_dim": 64,
-    "mask_dim": 32,
-    "decoder_layers": 2,
-    "encoder_layers": 1,
-    "feedforward_dim": 128,
-    "encoder_feedforward_dim": 128,
-    "dropout": 0.0,
-    "freeze_batch_norm": False,
-    "num_points": 1024,
-}
-SWIN = {"backbone_options": {"embed_dim": 24, "depths": (1, 1, 1, 1), "heads": (1, 2, 2, 4), "window": 4}}
-RESNET = {"backbone": "resnet10t"}
-PEM = {"pixel_dim": 32, "decoder_layers": 3}  # fewer than its three levels would leave parameters unused
-VIT = {
-    "hidden_dim": 64,
-    "mask_dim": 64,
-    "backbone_options": {"patch_size": 16, "img_size": SIDE, "depth": 4, "embed_dim": 64, "num_heads": 4},
-}
-# family → preset, what makes it small, optimiser steps
-FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
-    "maskformer": ("maskformer-resnet50", RESNET, 300),
-    "maskformer-panoptic": ("maskformer-resnet50-panoptic", RESNET, 300),
-    "maskformer-swin": ("maskformer-swin-tiny", SWIN, 300),
-    "mask2former": ("mask2former-resnet50", RESNET, 200),
-    "mask2former-swin": ("mask2former-swin-tiny", SWIN, 200),
-    "maskformer-v2": ("maskformer-v2-swin-tiny", SWIN, 300),
-    "pem": ("pem-resnet50", {**RESNET, **PEM}, 200),
-    "pem-stdc": ("pem-stdc1", {"backbone_options": {"width": 16}, **PEM}, 200),
-    "mfenet": ("mfenet-efficientnet-lite0", {}, 300),
-    "eomt": ("eomt-small", VIT, 200),
-    "unet": ("unet-efficientnet-lite0", {}, 100),
+STEPS = dict.fromkeys(FAMILIES, 300) | {
+    "mask2former-resnet": 200,
+    "mask2former-swin": 200,
+    "pem-resnet": 200,
+    "pem-stdc": 200,
+    "eomt": 200,
+    "unet": 100,
 }
 QUICKEST = "mask2former-swin"  # seven seconds
 
@@ -70,9 +39,9 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def learn(family: str) -> tuple[nn.Module, Tensor, Tensor]:
     """The model after its steps over one batch, the pictures, the discs."""
-    preset, small, steps = FAMILIES[family]
+    steps = STEPS[family]
     torch.manual_seed(0)
-    config = ModelConfig.from_preset(preset, **{**SMALL, **small})
+    config = learner(family)
     model, criterion = build_model(config).train(), build_criterion(config)
     pictures, discs = batch()
     everywhere = torch.ones(SIDE, SIDE, dtype=torch.bool)

@@ -12,7 +12,7 @@ from maskformer.losses import build_criterion
 from maskformer.model import build_model
 from maskformer.prediction import Prediction
 from maskformer.targets import Target
-from tests.maskformer.test_overfit import FAMILIES, SMALL
+from tests.maskformer.families import FAMILIES, learner
 
 GUIDE = Path(__file__).parents[2] / "docs" / "models.md"
 # Published counts, M (papers, and transformers' classes); PEM's are rounded there to whole millions for STDC.
@@ -73,8 +73,7 @@ def step(config: ModelConfig, side: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_small_model_of_every_family_trains_a_step(family: str) -> None:
-    preset, small, _ = FAMILIES[family]
-    step(ModelConfig.from_preset(preset, **{**SMALL, **small, "in_channels": 4}), SIDE)
+    step(learner(family, in_channels=4), SIDE)
 
 
 @pytest.mark.slow

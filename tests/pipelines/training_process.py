@@ -1,4 +1,4 @@
-"""One process of a training, as `accelerate launch` starts it: FOLDER BATCH STEPS.
+"""One process of a training, as `accelerate launch` starts it: FOLDER BATCH STEPS CLASS_WEIGHT.
 
 Leaves FOLDER/history.json and FOLDER/weights.pt, written by the first process.
 """
@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from maskformer.config import ModelConfig
 from maskformer.losses import build_criterion
 from maskformer.model import build_model
 from maskformer.targets import Target
 from pipelines.config import TrainOptions
 from pipelines.training import fit
-from tests.maskformer.test_overfit import SIDE, SMALL, SWIN
+from tests.maskformer.families import SIDE, learner
 
 
 class Discs:
@@ -41,13 +40,13 @@ class Discs:
         return "discs"
 
 
-def main(folder: Path, batch: int, steps: int) -> None:
+def main(folder: Path, batch: int, steps: int, class_weight: float) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     # Without batch normalisation, whose statistics are each process' own.
-    config = ModelConfig.from_preset("mask2former-swin-tiny", **{**SMALL, **SWIN, "loss_resolution": "input"})
+    config = learner("mask2former-swin", loss_resolution="input", class_weight=class_weight)
     options = TrainOptions(
-        steps=steps, batch=batch, workers=0, log_every=1, precision="fp32", learning_rate=1e-3, backbone_multiplier=1.0
+        steps=steps, batch=batch, workers=0, log_every=1, precision="fp32", learning_rate=3e-4, backbone_multiplier=1.0
     )
     model = build_model(config)
     rows = []
@@ -58,4 +57,4 @@ def main(folder: Path, batch: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
