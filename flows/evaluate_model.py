@@ -27,9 +27,9 @@ EVALUATED = "maskbridge.evaluated"
     cache_policy=NO_CACHE,
 )
 def evaluate_task(model: str, data: RunConfig, out: str) -> dict[str, Any]:
-    from pipelines.experiments import evaluate
+    from pipelines.tracked import evaluate_tracked
 
-    return evaluate(model, data, out)
+    return evaluate_tracked(model, data, out)
 
 
 @flow(name="evaluate-model", flow_run_name="evaluate-{model}", on_cancellation=[sweep_after], on_crashed=[sweep_after])

@@ -127,20 +127,23 @@ def segment_scene(
     stay in `out/.shards`, and a later run of the same plan finds them.
     """
     from pipelines.prediction import check_room, written_by_the_run
+    from pipelines.tracked import predict_tracked
     from pipelines.work_folder import held
 
     begin()
-    watch = Stopwatch()
+    watch, version = Stopwatch(), pinned(model)
     with watch.stage("plan"):
-        planned = executor.settle(plan(source, pinned(model), options, labels, label_options, write))
+        planned = executor.settle(plan(source, version, options, labels, label_options, write))
     planned = planned.model_copy(update={"run": root_run(), "reference": model})
     check_room(planned, out)
-    with held(planned, out) as work:
+    key = f"{root_run()}-{planned.key[:16]}"  # resumed, it goes on in its own run of MLflow
+    with held(planned, out) as work, predict_tracked(version, planned.stem, key=key) as tracked:
         folder = written_by_the_run(planned, out)
         if folder is None:  # else it was killed after its last file
             with watch.stage("predict"):
                 _predict(planned, work.path, executor)
             folder = Path(finish(planned, str(work.path), out, watch.seconds, overwrite))
+        tracked.wrote(folder)
         show_scene(folder, planned.stem)
         work.release(discard=not keep_shards)
     return str(folder)

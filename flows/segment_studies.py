@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.runs import begin, is_bad_luck, pinned, sweep_after
+from flows.runs import begin, is_bad_luck, pinned, root_run, sweep_after
 from pipelines.volumes.options import VolumeOptions
 
 if TYPE_CHECKING:
@@ -115,13 +115,19 @@ def segment_studies(
     `shard` studies make a task. The result counts the studies that are `done`, that were `there`, and that `failed`;
     `out/summary.csv` has a line each. With failures the run is `Partial`.
     """
+    from pipelines.tracked import predict_tracked
+
     begin()
     model = pinned(model)
     shards = plan(studies, shard)
     futures = []
     for number, paths in enumerate(shards):
         futures.append(shard_task.submit(number, number * shard + 1, paths, model, out, options, overwrite))
-    rows = [row for future in futures for row in future.result()]
+    with predict_tracked(model, Path(studies).name, key=root_run()) as tracked:
+        rows: list[Any] = [row for future in futures for row in future.result()]
+        for row in rows:
+            if row.status == "done":
+                tracked.wrote(Path(out) / row.folder)
     counts = finish(rows, out)
     if counts["failed"]:
         return Completed(name="Partial", message=f"{counts['failed']} of {len(rows)} studies failed", data=counts)

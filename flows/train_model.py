@@ -37,7 +37,8 @@ def train_task(config: RunConfig, out: str, resume: bool) -> str:
 
     outcome = train_tracked(config, out, resume=resume or (again and begun), on_progress=on_progress)
     show_table("train", config.name, numbers(outcome.metrics))
-    show_run(outcome.run_id, "train", config.name)
+    if outcome.run_id:
+        show_run(outcome.run_id, "train", config.name)
     return str(outcome.bundle)
 
 

@@ -1,10 +1,11 @@
 """A trained model as a folder: `bundle.json` (what it is) and `weights.safetensors` (its tensors).
 
     bundle.json: format, format_version, model (ModelConfig), adapter (DomainAdapter), metrics, thresholds,
-                 provenance, weights {file, sha256, bytes, tensors}
+                 provenance, weights {file, sha256, bytes, tensors}, seal (hash of all this)
 
-No pickle is written or read. Equal input gives equal bytes. A local folder needs no server and no MLflow;
-`models:/name@alias` and `models:/name/3` go through `pipelines.registry`.
+Beside them lies MODEL_CARD.md, the same for people; nothing reads it. No pickle is written or read. Equal input gives
+equal bytes. Weights and description are checked against their hashes whenever a bundle is opened. A local folder needs
+no server and no MLflow; `models:/name@alias` and `models:/name/3` go through `pipelines.registry`.
 """
 
 import json
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from adapters.base import DomainAdapter
 from adapters.errors import InputError
 from maskformer.config import ModelConfig
+from pipelines.bundle_formats import FORMAT, FORMAT_VERSION, sealed, upgraded
+from pipelines.model_card import CARD, model_card
 from pipelines.provenance import provenance as code_provenance
 from pipelines.sinks.folder import sha256 as file_digest
 
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FORMAT = "maskbridge-bundle"
-FORMAT_VERSION = 1
 DESCRIPTION = "bundle.json"
 WEIGHTS = "weights.safetensors"
 REGISTRY = "models:/"
@@ -125,8 +126,10 @@ def save_bundle(
                     "tensors": len(tensors),
                 },
             }
-            text = json.dumps(_plain(description), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+            description = sealed(_plain(description))
+            text = json.dumps(description, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
             (fresh / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            (fresh / CARD).write_text(model_card(description), encoding="utf-8")
             shutil.copymode(fresh / DESCRIPTION, fresh / WEIGHTS)  # safetensors makes it private to the owner
             _swap(fresh, folder, Path(temporary) / "previous")
     except OSError as error:
@@ -134,11 +137,12 @@ def save_bundle(
     return folder
 
 
-def load_bundle(reference: str | Path, *, check_shapes: bool = True) -> Bundle:
+def load_bundle(reference: str | Path, *, check_shapes: bool = True, name: str | None = None) -> Bundle:
     """Read a bundle folder, a run's folder (its `bundle/`), `models:/name@alias` or `models:/name/3`.
 
-    Checks format version, hash of the weights, config, adapter and (unless `check_shapes` is off, which
-    spares the import of torch) every tensor's shape against the config. InputError names folder and fault.
+    Checks format version, the hashes of the description and the weights, config, adapter and (unless `check_shapes` is
+    off, which spares the import of torch) every tensor's shape against the config. InputError names folder and fault.
+    A bundle of an older format is read as what it would be today. `name` stands for the folder's own.
     """
     if str(reference).startswith(REGISTRY):
         from pipelines.registry import download_version, resolve
@@ -148,7 +152,7 @@ def load_bundle(reference: str | Path, *, check_shapes: bool = True) -> Bundle:
     folder = Path(reference)
     if not (folder / DESCRIPTION).is_file() and (folder / "bundle" / DESCRIPTION).is_file():
         folder = folder / "bundle"
-    return _read(folder, folder.resolve().name, None, check_shapes)
+    return _read(folder, name or folder.resolve().name, None, check_shapes)
 
 
 def is_bundle(path: str | Path) -> bool:
@@ -195,12 +199,7 @@ def _description(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: {DESCRIPTION} cannot be read: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(f'{folder}: {DESCRIPTION} is not of a maskbridge bundle (no "format": "{FORMAT}")')
-    version = description.get("format_version")
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        raise InputError(
-            f"{folder}: bundle of format {version}, but this maskbridge reads 1 to {FORMAT_VERSION}; update maskbridge"
-        )
-    return description
+    return upgraded(folder, description)
 
 
 def _verified_weights(folder: Path, description: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """The model registry: bundles go in as they are and come out as they were.
 
-A version's files are exactly the bundle's two; its tags hold their hashes and scores. What is downloaded is
-checked against those hashes and read by our own code: no model file is ever executed or unpickled.
+A version is a model of MLflow (see `serving.package`) with the bundle in it, byte for byte; its tags hold the hashes
+and scores. What is downloaded is the bundle, checked against those hashes and read by our own code: no model file is
+executed or unpickled here. Versions from before November 2026 are the bundle alone.
 """
 
 import logging
@@ -12,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from adapters.errors import InputError
-from pipelines.bundle import DESCRIPTION, REGISTRY, WEIGHTS, load_bundle
+from pipelines.bundle import DESCRIPTION, REGISTRY, WEIGHTS, Bundle, load_bundle
 from pipelines.keys import flatten, valid_key
 from pipelines.samples import cache_folder
 from pipelines.sinks.folder import sha256
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODEL_FILES = "model"  # artifact folder of a run that holds its bundle
+MODEL_FILES = "model"  # artifact folder of a run that holds its model
+PLACE_TAG = "bundle_path"  # where in it the bundle lies
 WEIGHTS_TAG = "sha256"
 DESCRIPTION_TAG = "bundle_sha256"
 SCORE_TAG = "score."
@@ -50,6 +52,7 @@ class RegisteredModel:
     scores: Mapping[str, float] = field(default_factory=dict)
     sha256: str | None = None
     digest: str | None = None
+    place: str = ""  # of the bundle among the version's files
 
     @property
     def reference(self) -> str:
@@ -73,29 +76,67 @@ def register(
     from pipelines import tracking
 
     bundle = load_bundle(bundle_folder, check_shapes=False)
+    check_names(name, alias)
+    if run is None:
+        with tracking.track(f"register {name}", uri=uri, required=True) as own:
+            return register(bundle_folder, name, own, alias, scores)
+    version = submit(bundle, name, run, alias, scores)
+    if version is None:
+        raise InputError(
+            f"{shown(run.uri)}: does not answer; {name} is kept and registered by the next run, or `maskbridge sync`"
+        )
+    return version
+
+
+def check_names(name: str, alias: str | None = None) -> None:
+    """InputError for a model's name or an alias that MLflow takes none of."""
     if "/" in name or ":" in name or not name.strip():
         raise InputError(f"{name!r}: no name for a model; MLflow takes none that is empty or has '/' or ':'")
     if alias and (not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE)):
         raise InputError(f"{alias}: no alias for a model; letters, digits, _ and - make one, but not latest or v3")
-    if run is None:
-        with tracking.track(f"register {name}", uri=uri) as own:
-            return register(bundle_folder, name, own, alias, scores)
+
+
+def submit(
+    bundle: Bundle, name: str, run: "Run", alias: str | None = None, scores: Mapping[str, Any] | None = None
+) -> str | None:
+    """`register` for who can wait: None where the store is away, which gets the model when it is back."""
+    from pipelines.serving.package import BUNDLE_IN_MODEL, write_model
+
     numbers = flatten(bundle.metrics if scores is None else scores)
-    tags = {WEIGHTS_TAG: bundle.sha256, DESCRIPTION_TAG: bundle.digest} | {
+    tags = {WEIGHTS_TAG: bundle.sha256, DESCRIPTION_TAG: bundle.digest, PLACE_TAG: BUNDLE_IN_MODEL} | {
         valid_key(SCORE_TAG + key): f"{value:.6g}"
         for key, value in numbers.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    with readable(run.uri):
-        for file in (DESCRIPTION, WEIGHTS):
-            run.client.log_artifact(run.run_id, str(bundle.folder / file), MODEL_FILES)
-        _ensure_model(run.client, name)
-        source = f"{run.client.get_run(run.run_id).info.artifact_uri}/{MODEL_FILES}"
-        version = run.client.create_model_version(name, source, run.run_id, tags=tags, await_creation_for=0).version
-        if alias:
-            run.client.set_registered_model_alias(name, alias, str(version))
-    log.info("registered %s%s/%s%s", REGISTRY, name, version, f" as @{alias}" if alias else "")
-    return str(version)
+    with tempfile.TemporaryDirectory(prefix="maskbridge-register-") as folder:
+        version = run.model(write_model(bundle, Path(folder) / MODEL_FILES, name), name, alias, tags)
+    if version:
+        log.info("registered %s%s/%s%s", REGISTRY, name, version, f" as @{alias}" if alias else "")
+    return version
+
+
+def store_version(client: "MlflowClient", run_id: str, folder: Path, wanted: Mapping[str, Any]) -> str:
+    """Store a model folder with its run and make a version of it, unless there is one already: told twice, made once.
+
+    `wanted`: name, alias or None, tags.
+    """
+    name, tags = wanted["name"], wanted["tags"]
+    client.log_artifacts(run_id, str(folder), MODEL_FILES)
+    _ensure_model(client, name)
+    quoted = name.replace("'", "\\'")
+    known = [
+        version.version
+        for version in client.search_model_versions(f"name='{quoted}' and run_id='{run_id}'")
+        if version.tags.get(DESCRIPTION_TAG) == tags[DESCRIPTION_TAG]
+    ]
+    if known:
+        version = str(known[0])
+    else:
+        source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FILES}"
+        version = str(client.create_model_version(name, source, run_id, tags=tags, await_creation_for=0).version)
+    if wanted["alias"]:
+        client.set_registered_model_alias(name, wanted["alias"], version)
+    return version
 
 
 def list_models(uri: str | None = None) -> list[dict[str, Any]]:
@@ -173,6 +214,7 @@ def download_version(model: RegisteredModel) -> Path:
 
     with readable(model.uri):
         source = connect(model.uri).get_model_version_download_uri(model.name, model.version)
+    source = f"{source}/{_inside(model)}".rstrip("/")
     if source.startswith("file:"):
         folder = Path(local_file_uri_to_path(source))
         _require_intact(folder, model)
@@ -189,6 +231,14 @@ def download_version(model: RegisteredModel) -> Path:
         raise InputError(f"{model.reference}: cannot be kept in {cached}: {error.strerror or error}") from error
     _require_intact(cached, model)
     return cached
+
+
+def _inside(model: RegisteredModel) -> str:
+    """`place` as it may be used: a path that stays below the version's files."""
+    path = PurePosixPath(model.place)
+    if path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{model.reference}: its tag {PLACE_TAG} leads out of the model: {model.place}")
+    return model.place
 
 
 def _place(fresh: Path, cached: Path, aside: Path) -> None:
@@ -279,6 +329,7 @@ def _registered(version: "ModelVersion", uri: str, aliases: Mapping[str, str]) -
         },
         sha256=tags.get(WEIGHTS_TAG),
         digest=tags.get(DESCRIPTION_TAG),
+        place=tags.get(PLACE_TAG, ""),
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pipelines.telemetry  # noqa: F401  before mlflow, which reads its switches at import
 from adapters.errors import InputError
+from pipelines.json_logs import redacted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -64,10 +65,8 @@ def connect(uri: str | None = None) -> "MlflowClient":
     Raises InputError in one line, within 10 s, where nothing answers. A SQLite file is made if need be.
     """
     uri = uri or default_uri()
-    if "://" not in uri or uri.startswith("file:"):
-        raise InputError(f"{shown(uri)}: MLflow keeps no runs in a folder; use sqlite:///{DATABASE} or a server")
-    if uri.startswith(("http://", "https://")):
-        _probe(uri)
+    check_address(uri)
+    is_alive(uri)
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
 
@@ -80,6 +79,18 @@ def connect(uri: str | None = None) -> "MlflowClient":
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     return client
+
+
+def check_address(uri: str) -> None:
+    """InputError for an address at which no store can be."""
+    if "://" not in uri or uri.startswith("file:"):
+        raise InputError(f"{shown(uri)}: MLflow keeps no runs in a folder; use sqlite:///{DATABASE} or a server")
+
+
+def is_alive(uri: str) -> None:
+    """InputError, within 5 s, where a server does not answer; databases are asked when they are used."""
+    if uri.startswith(("http://", "https://")):
+        _probe(uri)
 
 
 @contextmanager
@@ -95,8 +106,8 @@ def readable(uri: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message; MLflow's and SQLAlchemy's go on for pages."""
-    lines = str(error).strip().splitlines()
+    """The first line of an exception's message, without passwords; MLflow's and SQLAlchemy's go on for pages."""
+    lines = redacted(str(error)).strip().splitlines()
     return lines[0].removeprefix("INVALID_PARAMETER_VALUE: ") if lines else type(error).__name__
 
 

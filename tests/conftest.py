@@ -14,6 +14,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
     NO_ALBUMENTATIONS_UPDATE="1",
+    MASKBRIDGE_TRACKING="off",  # of predictions and evaluations; 2 s each, and a database in the working folder
 )
 
 import numpy as np

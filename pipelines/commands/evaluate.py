@@ -28,10 +28,10 @@ def command(
     writable_folder(out)
 
     from pipelines.commands.progress import Progress
-    from pipelines.experiments import evaluate
+    from pipelines.tracked import evaluate_tracked
 
     with Progress() as progress:
-        scores = evaluate(model, run, out, on_progress=progress)
+        scores = evaluate_tracked(model, run, out, on_progress=progress)
     _show(scores)
     typer.echo(str(out / "metrics.json"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -253,10 +254,11 @@ def command(
     from pipelines.commands.progress import Progress
     from pipelines.executors import ExecutorOptions
     from pipelines.prediction import predict_scene
+    from pipelines.tracked import predict_tracked
 
     damaged = False
     try:
-        with Progress() as progress:
+        with Progress() as progress, predict_tracked(model, run_name(sources)) as tracked:
             written: set[Path] = set()
             for source in sources:
                 # Overwriting is for earlier runs: two scenes of one name in this one still get two folders.
@@ -269,12 +271,19 @@ def command(
                     on_progress=progress,
                 )
                 written.add(result)
+                tracked.wrote(result)
                 typer.echo(str(result))
                 damaged |= _is_damaged(result)
     finally:
         _remove_empty(out / ".shards", out)
     if damaged:
         raise typer.Exit(PARTIAL)
+
+
+def run_name(sources: Sequence[str]) -> str:
+    """What a run over `sources` is called: the first one's name; an address may carry a signature behind a `?`."""
+    first = Path(sources[0].partition("?")[0]).stem
+    return first if len(sources) == 1 else f"{first} and {len(sources) - 1} more"
 
 
 def _executor(**wanted: Any) -> dict[str, Any]:

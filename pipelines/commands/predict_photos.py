@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from pipelines.commands.checks import writable_folder
-from pipelines.commands.predict import PARTIAL, SCENE_ONLY, refuse
+from pipelines.commands.predict import PARTIAL, SCENE_ONLY, refuse, run_name
 
 _OWN = {"tile", "overlap", "min_area"}  # of the scenes' options, those that photos have too
 _OPTIONS = _OWN | {"task", "score", "tta", "device", "precision"}
@@ -30,14 +30,16 @@ def run(model: str, sources: Sequence[str], out: Path, given: Mapping[str, Any])
 
     from pipelines.commands.progress import Progress
     from pipelines.picture_prediction import predict_pictures
+    from pipelines.tracked import predict_tracked
 
     failed: dict[str, str] = {}
-    with Progress() as progress:
+    with Progress() as progress, predict_tracked(model, run_name(sources)) as tracked:
         for source in sources:
             result = predict_pictures(
                 model, source, out, options, overwrite=bool(given.get("overwrite")), on_progress=progress
             )
             failed |= result.failed
+        tracked.wrote(result.out)
     for name, line in failed.items():
         typer.echo(f"warning: {name}: {line}", err=True)
     objects = sum(record["objects"] for record in result.records)

@@ -33,13 +33,17 @@ def run(model: str, sources: Sequence[str], out: Path, given: Mapping[str, Any])
         raise typer.Exit(_foresee(paths, model, out, options))
 
     from pipelines.commands.progress import Progress
+    from pipelines.tracked import predict_tracked
     from pipelines.volumes.studies import BatchRules, predict_studies, volume_predictor
 
     predictor = volume_predictor(model, options)
-    with Progress() as progress:
+    with Progress() as progress, predict_tracked(model, f"{len(paths)} studies") as tracked:
         stage = _Stages(progress, len(paths))
         rules = BatchRules(overwrite=bool(given.get("overwrite")), on_progress=stage, on_study=stage.through)
         batch = predict_studies(paths, predictor, out, rules=rules)
+        for row in batch.rows:
+            if row.status == "done":
+                tracked.wrote(out / row.folder)
     typer.echo(batch.table())
     if batch.exit_code:
         raise typer.Exit(batch.exit_code)

@@ -17,6 +17,8 @@ from adapters.remote_sensing import rgb_aerial
 from maskformer.config import ModelConfig
 from maskformer.model import build_model
 from pipelines.bundle import DESCRIPTION, WEIGHTS, Bundle, is_bundle, load_bundle, save_bundle
+from pipelines.bundle_formats import FORMAT_VERSION, SEAL, sealed
+from pipelines.model_card import CARD
 from pipelines.sinks.folder import sha256
 
 ADAPTER = rgb_aerial(ClassSet((Class("tree", "thing", ("Tree",), "#00aa00"),)))
@@ -53,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     description = json.loads((folder / DESCRIPTION).read_text())
     change(description)
-    (folder / DESCRIPTION).write_text(json.dumps(description))
+    (folder / DESCRIPTION).write_text(json.dumps(sealed(description)))
 
 
 def reseal(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -105,9 +107,9 @@ def test_equal_input_gives_equal_bytes(folder: Path, tmp_path: Path) -> None:
         provenance={"data": {"scene.tif": "ab" * 32}, "minutes": 0.5, "seed": 3},
         thresholds=bundle.thresholds,
     )
-    for name in (DESCRIPTION, WEIGHTS):
+    for name in (CARD, DESCRIPTION, WEIGHTS):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
-    assert sorted(p.name for p in again.iterdir()) == [DESCRIPTION, WEIGHTS]
+    assert sorted(p.name for p in again.iterdir()) == [CARD, DESCRIPTION, WEIGHTS]
 
 
 def test_tied_weights_survive(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def edited_model(**changes: Any) -> Callable[[Path], None]:
         (no_tensors_file, r"weights\.safetensors cannot be read"),
         (lose_a_tensor, r"do not fit the model config: 1 tensors missing \(first: "),
         (add_a_tensor, r"1 tensors the config does not know \(first: stranger\)"),
-        (edited(format_version=2), "bundle of format 2, but this maskbridge reads 1 to 1"),
+        (edited(format_version=9), f"bundle of format 9, but this maskbridge reads 1 to {FORMAT_VERSION}"),
         (edited(format_version=None), "bundle of format None"),
         (edited(format="zip"), "is not of a maskbridge bundle"),
         (edited(weights=None), "is damaged or of another bundle"),
@@ -206,6 +208,72 @@ def test_damage_is_named_with_the_folder(folder: Path, damage: Callable[[Path], 
         load_bundle(folder)
     assert str(caught.value).startswith(f"{folder}: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["thresholds"].update(score=0.0),
+        lambda d: d["adapter"]["channels"][0].update(offset=3.0),
+        lambda d: d["model"].update(num_heads=2),
+        lambda d: d["weights"].update(sha256="0" * 64),
+        lambda d: d.pop(SEAL),
+    ],
+)
+def test_a_changed_description_is_refused_in_one_line(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    description = json.loads((folder / DESCRIPTION).read_text())
+    change(description)
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))
+    with pytest.raises(InputError, match=r"^\S+crowns: bundle\.json was changed after it was written") as caught:
+        load_bundle(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_description_laid_out_otherwise_is_the_same(folder: Path) -> None:
+    description = json.loads((folder / DESCRIPTION).read_text())
+    (folder / DESCRIPTION).write_text(json.dumps(dict(reversed(description.items())), indent=4))
+    assert load_bundle(folder).thresholds == {"score": 0.4}
+
+
+def of_format_1(folder: Path) -> Path:
+    """The bundle as maskbridge wrote it before descriptions had seals, and cards lay beside them."""
+    description = json.loads((folder / DESCRIPTION).read_text())
+    del description[SEAL]
+    description["format_version"] = 1
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+    (folder / CARD).unlink()
+    return folder
+
+
+def test_a_bundle_of_format_1_is_read_as_one_of_today(folder: Path, tmp_path: Path) -> None:
+    now = load_bundle(folder)
+    old = load_bundle(of_format_1(folder))
+    assert (old.config, old.adapter, old.thresholds, old.metrics, old.provenance, old.sha256) == (
+        now.config, now.adapter, now.thresholds, now.metrics, now.provenance, now.sha256,
+    )  # fmt: skip
+    again = save_bundle(
+        tmp_path / "again", old.build(), old.adapter, metrics=old.metrics, provenance=old.provenance,
+        thresholds=old.thresholds,
+    )  # fmt: skip
+    assert load_bundle(again).digest == now.digest
+
+
+def test_weights_of_an_old_bundle_are_checked_too(folder: Path) -> None:
+    flip_a_bit(of_format_1(folder))
+    with pytest.raises(InputError, match="is damaged or of another bundle"):
+        load_bundle(folder)
+
+
+def test_a_prediction_with_a_tampered_model_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.cli import run
+
+    flip_a_bit(folder)
+    assert run(["predict", str(folder), str(tmp_path / "scene.tif"), "--out", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "weights.safetensors is damaged" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_weights_changed_after_loading_are_refused_by_build(folder: Path) -> None:
