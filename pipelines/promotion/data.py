@@ -1,0 +1,53 @@
+"""Rule `data`: the data is the one this model's gate was frozen on, and the candidate has not learned from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.promotion.frozen import SHOWN, FrozenData, changes
+from pipelines.promotion.policy import Verdict
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What is known of the data: the digest somebody names (an evaluation's), and that of the champion's promotion."""
+
+    named: str | None = None
+    frozen: str | None = None
+    contents: Mapping[str, str] | None = None  # of the frozen one
+
+
+def check_data(data: FrozenData, expected: Expected, provenance: Mapping[str, Any]) -> Verdict:
+    """Digests agree, and no window that trained or tuned the candidate overlaps one that judges it."""
+    faults = []
+    now = data.digest
+    if expected.named and not now.startswith(expected.named):
+        faults.append(f"stale: the evaluation was on data {expected.named[:SHOWN]}, this is {now[:SHOWN]}")
+    if expected.frozen and now != expected.frozen:
+        what = changes(expected.contents, data.contents) if expected.contents else ""
+        faults.append(
+            f"stale: this model's frozen data is {expected.frozen[:SHOWN]}, this is {now[:SHOWN]}"
+            + (f" ({what})" if what else "")
+            + "; --new-data freezes the gate on this one"
+        )
+    shared = sum(_learned(row, data) for row in provenance.get("places", []))
+    if shared:
+        faults.append(f"the candidate was trained or tuned on {shared} of the pixels that judge it")
+    says = "; ".join(faults) or f"data {now[:SHOWN]}, {len(data.parts)} places"
+    return Verdict("data", not faults, says, {"digest": now, "learned_pixels": shared})
+
+
+def _learned(row: Mapping[str, Any], data: FrozenData) -> int:
+    """Pixels a place of the candidate's training shares with the scored ones."""
+    if row["role"] == "test":
+        return 0
+    shared = 0
+    for part in data.parts:
+        if part.sha256 == row["sha256"]:
+            sides = [
+                min(b, mine.stop) - max(a, mine.start) for (a, b), mine in zip(row["window"], part.window, strict=True)
+            ]
+            shared += max(0, sides[0]) * max(0, sides[1])
+    return shared
