@@ -1,9 +1,9 @@
-"""Runs whose process is gone: told so, their slot freed, and started again where they were.
+"""Runs whose process is gone: told so, their slot freed, and their work gone on with where it was.
 
 A worker that is stopped with SIGTERM kills its runs and leaves them `Running` for ever, with their concurrency slot
 (seen on Prefect 3.8.8); one that is killed between taking a run and starting it leaves it `Pending`. A run is dead when
 the process it named is not there any more on this host, or when nothing was heard of it for longer than any heartbeat
-takes. Dead runs are set to Crashed, which frees the slot; runs of deployments are scheduled again, a few times.
+takes. Dead runs are set to Crashed, which frees the slot; for those of deployments a new run goes on where they were.
 
     python -m flows.reap            once, now; the deployment `reap` does it every few minutes
     python -m flows.reap --watch    the automation that does the same from inside the server is made or renewed
@@ -24,11 +24,11 @@ from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import StateType
-from prefect.states import Crashed, Scheduled
+from prefect.states import Crashed
 from pydantic import Field
 
 from flows.artifacts import show_table
-from flows.runs import PROCESS_LABEL
+from flows.runs import ATTEMPT_LABEL, MODEL_LABEL, ORIGIN_LABEL, PROCESS_LABEL, RESUMED_LABEL
 from pipelines.config import Strict
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT = "prefect.flow-run.heartbeat"
 WATCH = "maskbridge: runs without a heartbeat"
 REAPED = "Reaped"  # name of the Crashed state that is set here
-RESUMED = "Resumed"  # name of the Scheduled state
+RESUMED = "resumed"  # tag of runs that go on with a dead one's work
 FRESH_S = 5.0  # a run that began so lately may not have named its process yet
 PAGE = 200
 HELD = (StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)  # states that hold a slot
@@ -51,9 +51,9 @@ class ReapOptions(Strict):
 
     silent_s: float = Field(150.0, ge=60, description="no heartbeat for so long; they come every 30 s")
     pending_s: float = Field(300.0, gt=0, description="taken by a worker and not begun for so long")
-    resume: bool = Field(True, description="start dead runs of deployments again")
-    attempts: int = Field(3, gt=0, description="starts of a run in all")
-    crashed_s: float = Field(86_400.0, gt=0, description="runs that crashed so lately are started again too")
+    resume: bool = Field(True, description="go on with dead runs of deployments")
+    attempts: int = Field(3, gt=0, description="runs at one piece of work in all")
+    crashed_s: float = Field(86_400.0, gt=0, description="runs that crashed so lately are gone on with too")
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,28 @@ def _end(client: SyncPrefectClient, run: FlowRun, why: str) -> None:
 
 
 def _resume(client: SyncPrefectClient, run: FlowRun, options: ReapOptions) -> bool:
-    """Schedule the same run again. A part of another run is resumed by that one; what never had a worker by nobody."""
+    """Start the run's deployment again, as a run that goes on where this one was. True where that is news.
+
+    A new run, because a worker still holds the old one for as long as its hooks run, and one that is handed a run it
+    holds ends with an error (seen on Prefect 3.8.8). A part of another run is resumed by that one; a run without a
+    deployment by nobody.
+    """
+    labels = dict(run.labels or {})
+    attempt = int(labels.get(ATTEMPT_LABEL, 1)) + 1
     apart = run.deployment_id is None or run.parent_task_run_id is not None
-    if not options.resume or apart or run.run_count >= options.attempts:
+    if not options.resume or apart or RESUMED_LABEL in labels or attempt > options.attempts:
         return False
-    client.update_flow_run_labels(run.id, {PROCESS_LABEL: ""})
-    client.set_flow_run_state(run.id, Scheduled(name=RESUMED, message="its process was gone"), force=True)
+    assert run.deployment_id is not None
+    known = {name: labels[name] for name in (ORIGIN_LABEL, MODEL_LABEL) if name in labels}
+    made = client.create_flow_run_from_deployment(
+        run.deployment_id,
+        parameters=run.parameters,
+        tags=[tag for tag in run.tags if tag != RESUMED] + [RESUMED],
+        idempotency_key=f"resume-{run.id}",
+        job_variables=run.job_variables,
+        labels={ORIGIN_LABEL: str(run.id), **known, ATTEMPT_LABEL: attempt},
+    )
+    client.update_flow_run_labels(run.id, {RESUMED_LABEL: str(made.id)})
     return True
 
 

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 PROCESS_LABEL = "maskbridge.process"  # host:pid:started, by which a reaper on that host knows a dead run
 MODEL_LABEL = "maskbridge.model"
+ORIGIN_LABEL = "maskbridge.origin"  # the run whose work this one goes on with, see flows.reap
+RESUMED_LABEL = "maskbridge.resumed-by"
+ATTEMPT_LABEL = "maskbridge.attempt"
 _acting_for: ContextVar[str | None] = ContextVar("acting_for", default=None)
 PARTIAL = re.compile(r"\..*\.partial-(?P<host>\w+)-(?P<pid>\d+)-\d+")
 
@@ -65,8 +68,7 @@ def pinned(model: str) -> str:
 
     if not model.startswith(REGISTRY):
         return model
-    run = _flow_run()
-    known = (run.labels or {}).get(MODEL_LABEL) if run else None
+    known = _labels().get(MODEL_LABEL)
     if known:
         return str(known)
     from pipelines.registry import resolve
@@ -88,8 +90,8 @@ def on_behalf_of_this_run() -> Iterator[None]:
 
 
 def root_run() -> str:
-    """Id of this run, or of the one it is a part of: the same however often it is resumed."""
-    return _acting_for.get() or str(runtime.flow_run.id)
+    """Id of this run, or of the one it is a part of or goes on with: the same however often it is resumed."""
+    return _acting_for.get() or _labels().get(ORIGIN_LABEL) or str(runtime.flow_run.id)
 
 
 def is_bad_luck(task: Any, task_run: Any, state: Any) -> bool:
@@ -98,9 +100,9 @@ def is_bad_luck(task: Any, task_run: Any, state: Any) -> bool:
 
 
 def is_repeated() -> bool:
-    """Whether this flow run was started before, and crashed."""
+    """Whether this work was begun before, and its run crashed."""
     run = _flow_run()
-    return run is not None and run.run_count > 1
+    return run is not None and (run.run_count > 1 or ORIGIN_LABEL in (run.labels or {}))
 
 
 def sweep(out: str | Path) -> None:
@@ -130,6 +132,11 @@ def _flow_run() -> Any:
     with at_leisure("nothing"), get_client(sync_client=True) as client:
         return client.read_flow_run(runtime.flow_run.id)
     return None
+
+
+def _labels() -> dict[str, Any]:
+    run = _flow_run()
+    return dict(run.labels or {}) if run is not None else {}
 
 
 def _label(labels: dict[str, Any]) -> None:

@@ -11,12 +11,12 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Crashed, Pending, Running
 
 from flows import reap as reaper
-from flows.reap import REAPED, RESUMED, WATCH, ReapOptions, reap, reap_runs, watch
-from flows.runs import PROCESS_LABEL, process_label, sweep
+from flows.reap import REAPED, WATCH, ReapOptions, reap, reap_runs, watch
+from flows.runs import MODEL_LABEL, ORIGIN_LABEL, PROCESS_LABEL, process_label, sweep
 from pipelines.sinks.folder import HOST
 
 
@@ -83,23 +83,28 @@ def test_silence_is_death(client) -> None:
     assert all("nothing was heard" in why for why in done.values())
 
 
-def test_runs_of_deployments_start_again_a_few_times(client) -> None:
-    run = run_in(client, Running(), gone(), deployment_of(client))
+def test_work_of_deployments_goes_on_a_few_times(client) -> None:
+    deployment = deployment_of(client)
+
+    def newest() -> FlowRun:
+        runs = [run for run in client.read_flow_runs() if run.deployment_id == deployment]
+        return max(runs, key=lambda run: run.created)
+
+    first = run_in(client, Running(), gone(), deployment)
+    client.update_flow_run_labels(first, {MODEL_LABEL: "models:/roads/3"})
     assert [one.resumed for one in reap()] == [True]
-    waiting = client.read_flow_run(run)
-    assert (waiting.state.name, waiting.state_type) == (RESUMED, StateType.SCHEDULED)
-    assert not waiting.labels[PROCESS_LABEL], "the dead process is no longer its own"
-    crashed = run_in(client, Crashed(), None, deployment_of(client))
-    assert [one.id for one in reap()] == [str(crashed)], "a worker that lives says Crashed by itself"
-    for _ in range(3):
-        client.set_flow_run_state(run, Running(), force=True)
-    client.set_flow_run_state(run, Crashed(), force=True)
-    assert not reap(), "three starts are enough"
-    client.set_flow_run_state(crashed, Crashed(), force=True)
-    assert not reap(ReapOptions(resume=False))
-    assert not reap(ReapOptions(crashed_s=0.001))
-    client.set_flow_run_state(crashed, Crashed(), force=True)
-    client.delete_flow_run(crashed)
+    second = newest()
+    assert client.read_flow_run(first).state.is_crashed(), "and its slot is free"
+    assert second.id != first and second.state.is_scheduled() and "resumed" in second.tags
+    assert (second.labels[ORIGIN_LABEL], second.labels[MODEL_LABEL]) == (str(first), "models:/roads/3")
+    assert not reap(), "once is enough"
+    client.set_flow_run_state(second.id, Crashed(), force=True)
+    assert not reap(ReapOptions(resume=False)) and not reap(ReapOptions(crashed_s=0.001))
+    assert [one.id for one in reap()] == [str(second.id)], "a worker that lives says Crashed by itself"
+    third = newest()
+    assert third.labels[ORIGIN_LABEL] == str(first), "the work is still the first one's"
+    client.set_flow_run_state(third.id, Crashed(), force=True)
+    assert not reap(), "three runs are enough"
 
 
 def test_as_a_flow(client) -> None:
