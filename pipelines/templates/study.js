@@ -215,7 +215,7 @@
   $("cross").addEventListener("change", (event) => { cross = event.target.checked; redraw(); });
   $("classmap").addEventListener("change", (event) => { byClass = event.target.checked; redraw(); });
   function picture() { grey = unpack(document.querySelector(`[data-picture="${$("picture").value}"]`), false); redraw(); }
-  data.pictures.forEach((one, n) => $("picture").append(new Option(`${one.name} (${one.low.toPrecision(3)} to ${one.high.toPrecision(3)})`, n)));
+  data.pictures.forEach((one, n) => $("picture").append(new Option(one.name, n)));
   $("picture").addEventListener("change", picture);
 
   Promise.all([...document.querySelectorAll("#sheets img")].map((image) => image.decode())).then(() => {

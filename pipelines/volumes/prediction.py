@@ -34,7 +34,7 @@ from pipelines.volumes.agreement import agree
 from pipelines.volumes.labels import components, nested
 from pipelines.volumes.linking import LinkRules, SliceLinker, torn
 from pipelines.volumes.options import VolumeOptions
-from pipelines.volumes.probabilities import Spool, averaged, smoothed
+from pipelines.volumes.probabilities import ClassMaps, Spool, averaged, smoothed
 from pipelines.volumes.resampling import Resampling, plan_resampling
 from pipelines.volumes.restoring import Decision, forward_values, restore_labels, restore_objects
 from pipelines.volumes.slice_predictor import SlicePredictor, Wanted
@@ -160,10 +160,10 @@ class VolumePredictor:
             with volume.watch.stage("predict"):
                 for number, spool in enumerate(spools):
                     for position, one in enumerate(self._probabilities(volume, number, linked, on_progress)):
-                        spool.write(views[number].axis, position, one[:, None])
+                        spool.write(views[number].axis, position, one)
             return self._restored(volume, averaged(spools), 0), linked
 
-    def _restored(self, volume: _Volume, stream: Iterable[NDArray[np.float32]], axis: int) -> NDArray:
+    def _restored(self, volume: _Volume, stream: Iterable[ClassMaps], axis: int) -> NDArray:
         """The class map; what making the slices takes is told apart from what bringing them back takes."""
         watch, began = Stopwatch(), time.perf_counter()
         labels = restore_labels(_timed(stream, watch), axis, volume.resampling, volume.known, self.decision)
@@ -175,7 +175,7 @@ class VolumePredictor:
 
     def _probabilities(
         self, volume: _Volume, number: int, linked: list[LinkedSet], on_progress: Progress | None
-    ) -> Iterator[NDArray[np.float32]]:
+    ) -> Iterator[ClassMaps]:
         """Class probabilities slice by slice; at their end the linked objects are put into `linked`."""
         task, adapter, view = self.settled.task, self.model.adapter, volume.views[number]
         soft = task != "semantic" and not volume.resampling.is_exact
@@ -185,12 +185,13 @@ class VolumePredictor:
             self.settled.score if self.settled.score is not None else 0.0,
             task != "semantic",
             soft or len(volume.views) > 1,
+            self.decision.least,
         )
         linker = SliceLinker(view.shape, LinkRules(iou=self.options.link_iou, gap=self.options.gap))
         parts, store = [MaskSet.empty(view.shape)], SoftStore()
         stage = "predict" if len(volume.views) == 1 else f"predict, plane {number + 1}"
 
-        def each() -> Iterator[NDArray[np.float32]]:
+        def each() -> Iterator[ClassMaps]:
             position = 0
             for positions in view.batches(self.options.batch):
                 for result in self.predictor([view[p] for p in positions], wanted):
@@ -231,7 +232,7 @@ class VolumePredictor:
         return found[~np.asarray(adapter.classes.is_thing)[found.labels]]
 
 
-def _timed(stream: Iterable[NDArray[np.float32]], watch: Stopwatch) -> Iterator[NDArray[np.float32]]:
+def _timed(stream: Iterable[ClassMaps], watch: Stopwatch) -> Iterator[ClassMaps]:
     """The stream, and under `predict` the seconds that making its items takes."""
     items, last = iter(stream), object()
     while True:
@@ -239,7 +240,7 @@ def _timed(stream: Iterable[NDArray[np.float32]], watch: Stopwatch) -> Iterator[
             one = next(items, last)
         if one is last:
             return
-        yield cast(NDArray[np.float32], one)
+        yield cast(ClassMaps, one)
 
 
 def apart(objects: MaskSet) -> MaskSet:

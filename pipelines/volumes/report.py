@@ -24,6 +24,7 @@ from pipelines.provenance import versions
 from pipelines.report import TEMPLATES
 from pipelines.report_tables import result_sentence, run_sections
 from pipelines.sinks.folder import atomic_write
+from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.report_pictures import Atlas, class_layer, object_layers, page_grid, pictures
 from pipelines.volumes.resampling import Resampling
 from pipelines.volumes.sinks import NOTICE
@@ -51,7 +52,7 @@ def render(study: Study, predictor: VolumePredictor, result: VolumeResult) -> st
     grid = page_grid(geometry)
     rows = _rows(result.objects, grid, geometry.voxel_volume_mm3, classes.names)
     shown = result.objects[np.array([row["index"] for row in rows], np.int64)]
-    scene = {
+    scene: dict[str, Any] = {
         "shape": [int(n) for n in reversed(grid.target.shape)],
         "spacing": [float(s) for s in reversed(grid.target.spacing)],
         "affine": [[float(v) for v in line] for line in grid.target.affine[:3]],
@@ -88,8 +89,9 @@ def render(study: Study, predictor: VolumePredictor, result: VolumeResult) -> st
         model=model.name if model.version is None else f"{model.name}, version {model.version}",
         date=time.strftime("%Y-%m-%d"),
         kind=_kind(study),
-        grid=geometry.describe(),
-        page=grid.target.describe(),
+        grid=_size(geometry),
+        page=_size(grid.target),
+        undrawn=len(rows) - sum(len(members) for members in scene["members"]),
         same_grid=grid.is_exact,
         notes=study.notes,
         classes=[
@@ -121,7 +123,7 @@ def class_volumes(labels: NDArray, voxel_mm3: float, classes: int) -> NDArray[np
 def _rows(objects: MaskSet, grid: Resampling, voxel_mm3: float, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """The objects of the page, largest first; `centre` is (slice, row, column) on the page's grid."""
     order = np.argsort(-objects.areas, kind="stable")[:MOST_OBJECTS]
-    places = grid.target.index(grid.source.world(centroids(objects)))
+    places = grid.target.index(grid.source.world(_middles(objects, order)))
     return [
         {
             "index": int(n),
@@ -130,10 +132,26 @@ def _rows(objects: MaskSet, grid: Resampling, voxel_mm3: float, names: tuple[str
             "name": names[int(objects.labels[n])],
             "score": round(float(objects.scores[n]), 3),
             "volume": round(float(objects.areas[n]) * voxel_mm3, 3),
-            "centre": [round(float(v), 2) for v in reversed(places[n])],
+            "centre": [round(float(v), 2) for v in reversed(place)],
         }
-        for n in order
+        for n, place in zip(order, places)
     ]
+
+
+def _middles(objects: MaskSet, order: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n, 3) the voxel of each object nearest to its centroid, which may itself lie outside, as in a ring."""
+    result = np.zeros((len(order), 3))
+    for row, (number, centre) in enumerate(zip(order, centroids(objects)[order])):
+        runs = objects.runs[objects.offsets[number] : objects.offsets[number + 1]]
+        column = np.clip(centre[2], runs[:, 2], runs[:, 3] - 1)
+        voxels = np.column_stack([runs[:, :2], column])
+        result[row] = voxels[np.square(voxels - centre).sum(axis=1).argmin()]
+    return result
+
+
+def _size(geometry: VolumeGeometry) -> str:
+    shape, spacing = geometry.shape, geometry.spacing
+    return f"{' × '.join(map(str, shape))} voxels of {' × '.join(f'{s:.3g}' for s in spacing)} mm"
 
 
 def _kind(study: Study) -> str:

@@ -6,6 +6,7 @@ rotation would blur it and could not be undone exactly. The two grids share thei
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -217,6 +218,7 @@ def _nearest(length: int, target: int, factor: float) -> NDArray[np.int64]:
     return np.clip(np.floor(_centres(length, target, factor) + 0.5), 0, length - 1).astype(np.int64)
 
 
+@functools.lru_cache(maxsize=64)
 def _weights(length: int, target: int, factor: float) -> sparse.csr_matrix:
     """(target, length) rows that sum to 1: a triangle of the wider of the two grids' spacings."""
     width = max(1.0, 1 / factor)

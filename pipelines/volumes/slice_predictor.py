@@ -26,28 +26,32 @@ from pipelines.devices import choose_device, choose_precision
 from pipelines.predictor import DEFAULT_SCORE, FLIPS
 from pipelines.predictor import STRIDE as COARSEST
 from pipelines.volumes.agreement import agree_slices
+from pipelines.volumes.probabilities import LEAST, ClassMaps, mixed
 from pipelines.volumes.soft import Soft, SoftSet, soft_of_maps
+
+AT_ONCE = 32  # queries whose masks are at full size at a time: 32 MiB of float32 at 512 x 512
 
 Size = tuple[int, int]
 Picture = tuple[NDArray[np.float32], NDArray[np.bool_]]  # (C, h, w) on the model's scale, (h, w) what is valid
 
 
 class SliceResult(NamedTuple):
-    """One slice: class probabilities (K, h, w) float32, its objects, and their soft masks where they were asked for."""
+    """One slice: its class probabilities, its objects, and their soft masks where they were asked for."""
 
-    probabilities: NDArray[np.float32]
+    probabilities: ClassMaps
     found: SoftSet
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is made of a slice: objects or class probabilities alone, their soft masks too."""
+    """What is made of a slice: objects or class probabilities alone, their soft masks too; classes from `least` on."""
 
     thing: tuple[bool, ...]
     layered: bool = False
     score: float = DEFAULT_SCORE
     objects: bool = True
     soft: bool = False
+    least: float = LEAST
 
 
 class SlicePredictor:
@@ -72,14 +76,10 @@ class SlicePredictor:
         soft = wanted.soft or len(views) > 1
         for number, (_, valid) in enumerate(pictures):
             parts = [self._one(_picture(made, number), axes, (height, width), wanted, soft) for axes, made in views]
-            probabilities = parts[0].probabilities
-            for part in parts[1:]:
-                probabilities += part.probabilities
-            if len(parts) > 1:
-                probabilities /= len(parts)
+            probabilities = mixed([part.probabilities for part in parts], [1 / len(parts)] * len(parts))
             found = agree_slices([part.found for part in parts])
             if not valid.all():
-                probabilities *= valid
+                probabilities = ClassMaps(probabilities.classes, probabilities.maps * valid)
                 found = _clip(found, valid)
             yield SliceResult(probabilities, found)
 
@@ -94,16 +94,44 @@ class SlicePredictor:
     @torch.inference_mode()
     def _one(self, prediction: Any, axes: tuple[int, ...], size: Size, wanted: Wanted, soft: bool) -> SliceResult:
         """One slice of one view, mirrored back."""
-        combine = "noisy-or" if wanted.layered else "sum"  # layered classes do not compete for a pixel
-        found = inference.semantic(prediction, size, valid=size, combine=combine)
-        probabilities = found[0].float().cpu().numpy()
+        probabilities = class_maps(prediction, size, wanted)
         objects = SoftSet(MaskSet.empty(size), [])
         if wanted.objects:
             objects = soft_instances(prediction, size, wanted.score, wanted.thing, soft)
         if axes:
-            probabilities = np.ascontiguousarray(np.flip(probabilities, axes))
+            maps = np.ascontiguousarray(np.flip(probabilities.maps, axes))
+            probabilities = ClassMaps(probabilities.classes, maps)
             objects = _mirror(objects, axes)
         return SliceResult(probabilities, objects)
+
+
+def class_maps(prediction: Prediction | DensePrediction, size: Size, wanted: Wanted) -> ClassMaps:
+    """What `inference.semantic` gives for one picture, of the classes alone that reach `wanted.least` somewhere.
+
+    Which can is told by a quarter of the size: a mask between pixels is at most that of the largest of its neighbours.
+    At 120 classes, of which a slice shows a dozen, that takes a fifth of the time and a tenth of the memory.
+    """
+    if isinstance(prediction, DensePrediction):
+        return ClassMaps.of(inference.semantic(prediction, size, valid=size)[0].cpu().numpy(), wanted.least)
+    weights = prediction.class_logits[0].float().softmax(-1)[:, :-1]  # (Q, K)
+    logits = prediction.mask_logits[0].float()
+    most = functional.max_pool2d(logits.sigmoid()[None], 3, 1, 1)[0]
+    bound = torch.einsum("qk,qhw->khw", weights, most).amax((1, 2))
+    classes = (bound >= wanted.least).nonzero()[:, 0]
+    shares = weights[:, classes]
+    if not wanted.layered:  # the last one is the sum over all classes, by which it is divided
+        shares = torch.cat([shares, weights.sum(1, keepdim=True)], 1)
+    total = logits.new_zeros(shares.shape[1], *size)
+    for chunk in torch.arange(len(logits), device=logits.device).split(AT_ONCE):
+        masks = _upsampled(logits[chunk], size)
+        if wanted.layered:  # layered classes do not compete: one minus the probability that every query is wrong
+            for place, share in enumerate(shares[chunk].T):
+                total[place] += torch.log1p((-share[:, None, None] * masks).clamp(min=-1 + 1e-6)).sum(0)
+        else:
+            total += torch.einsum("qk,qhw->khw", shares[chunk], masks)
+    found = -torch.expm1(total) if wanted.layered else total[:-1] / total[-1].clamp(min=1)
+    maps = ClassMaps.of(found.clamp_(0, 1).cpu().numpy(), wanted.least)
+    return ClassMaps(classes.cpu().numpy()[maps.classes], maps.maps)
 
 
 def soft_instances(
@@ -130,7 +158,7 @@ def soft_instances(
     objects = drawn[which].with_labels(labels.cpu().numpy()).with_scores(scores)
     kept = np.flatnonzero((scores >= score) & (objects.areas >= 1))
     kept = kept[np.argsort(-scores[kept], kind="stable")]
-    maps = {int(n): _upsampled(logits[int(n)], size) for n in np.unique(which[kept])}
+    maps = {int(n): _upsampled(logits[[int(n)]], size)[0].cpu().numpy() for n in np.unique(which[kept])}
     objects = objects[kept]
     return SoftSet(objects, soft_of_maps(objects, [maps[int(n)] for n in which[kept]]))
 
@@ -140,11 +168,10 @@ def _padding(length: int) -> int:
     return max(-length % COARSEST, 2 * COARSEST - length)
 
 
-def _upsampled(logits: Tensor, size: Size) -> NDArray[np.float32]:
-    """Mask logits (h, w) of the padded picture -> probabilities of the picture."""
-    large = functional.interpolate(logits[None, None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
-    probability: NDArray[np.float32] = large[0, 0, : size[0], : size[1]].sigmoid().cpu().numpy()
-    return probability
+def _upsampled(logits: Tensor, size: Size) -> Tensor:
+    """Mask logits (n, h, w) of the padded picture -> probabilities (n, *size) of the picture."""
+    large = functional.interpolate(logits[None], scale_factor=STRIDE, mode="bilinear", align_corners=False)
+    return large[0, :, : size[0], : size[1]].sigmoid()
 
 
 def _picture(prediction: Any, number: int) -> Any:

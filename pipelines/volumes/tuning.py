@@ -74,7 +74,8 @@ def _predict(
         for (_, valid), result in zip(group, predictor(group, wanted), strict=True):
             position = len(found)
             counted = valid & ~case.ignored(axis, position)
-            curve.add(result.probabilities, class_ids(case, axis, position), counted)
+            probabilities = result.probabilities.dense(len(case.adapter.classes))
+            curve.add(probabilities, class_ids(case, axis, position), counted)
             found.append(result.found.objects)
     return found
 

@@ -5,7 +5,7 @@ import pytest
 
 from maskformer.masks import MaskSet
 from pipelines.volumes.linking import LinkRules, SliceLinker, link_slices, torn
-from pipelines.volumes.probabilities import Spool, averaged, smoothed
+from pipelines.volumes.probabilities import ClassMaps, Spool, averaged, smoothed
 
 
 def balls(seed: int, count: int = 16, shape: tuple[int, int, int] = (24, 36, 40), classes: int = 2) -> MaskSet:
@@ -99,18 +99,24 @@ def test_closed_objects_come_out_at_once_and_memory_is_what_is_open() -> None:
         linker.add(3, MaskSet.empty(shape[1:]))
 
 
+def maps(volume: np.ndarray) -> list[ClassMaps]:
+    return [ClassMaps.of(one) for one in volume]
+
+
 def test_smoothing_across_slices() -> None:
     random = np.random.default_rng(0)
     volume = random.random((7, 2, 3, 4), dtype=np.float32)
-    found = np.stack(list(smoothed(iter(volume))))
+    volume[2:5, 1] = 0  # a class that is not there in every slice
+    found = np.stack([one.dense(2) for one in smoothed(maps(volume))])
     padded = np.concatenate([volume[:1] * 0, volume, volume[:1] * 0])
     weights = np.array([3, *[4] * 5, 3], np.float32)[:, None, None, None]
     expected = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / weights
     assert np.allclose(found, expected, atol=1e-6)
-    assert np.allclose(np.stack(list(smoothed(iter(volume[:1])))), volume[:1])
-    assert np.allclose(list(smoothed(iter(volume[:2]), (1, 1, 1, 1, 1))), [volume[:2].mean(0)] * 2)
+    assert np.allclose(next(smoothed(maps(volume[:1]))).maps, volume[0])
+    mean = [one.dense(2) for one in smoothed(maps(volume[:2]), (1, 1, 1, 1, 1))]
+    assert np.allclose(mean, [volume[:2].mean(0)] * 2)
     with pytest.raises(ValueError, match="odd"):
-        list(smoothed(iter(volume), (1, 1)))
+        list(smoothed(maps(volume), (1, 1)))
 
 
 def test_planes_are_averaged_through_files() -> None:
@@ -118,9 +124,8 @@ def test_planes_are_averaged_through_files() -> None:
     volumes = random.random((3, 2, *shape), dtype=np.float32)
     spools = [Spool(2, shape) for _ in range(3)]
     for axis, (spool, volume) in enumerate(zip(spools, volumes)):
-        slices_ = np.moveaxis(volume, axis + 1, 1)
-        for start in range(0, shape[axis], 2):
-            spool.write(axis, start, slices_[:, start : start + 2])
-    assert np.allclose(np.stack(list(averaged(spools)), 1), volumes.mean(0), atol=0.003)
+        for position, one in enumerate(np.moveaxis(volume, axis + 1, 0)):
+            spool.write(axis, position, ClassMaps.of(one))
+    assert np.allclose(np.stack([one.dense(2) for one in averaged(spools)], 1), volumes.mean(0), atol=0.003)
     for spool in spools:
         spool.close()

@@ -1,7 +1,5 @@
 """Soft masks: kept beside the objects, found again after linking, agreed on by views, cut on the finest grid."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -16,9 +14,10 @@ from maskformer.prediction import DensePrediction, Prediction
 from pipelines.volumes.agreement import agree, agree_slices, same_objects
 from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.linking import link_slices
+from pipelines.volumes.probabilities import ClassMaps
 from pipelines.volumes.resampling import plan_resampling
 from pipelines.volumes.restoring import Decision, restore_labels, restore_objects
-from pipelines.volumes.slice_predictor import soft_instances
+from pipelines.volumes.slice_predictor import Wanted, class_maps, soft_instances
 from pipelines.volumes.slicing import transposed, turn_objects
 from pipelines.volumes.soft import INSIDE, HardSet, LinkedSet, SoftSet, SoftStore, hard, soft_of_maps, together
 
@@ -47,6 +46,22 @@ def test_soft_objects_are_the_objects_of_inference(kind: str) -> None:
         drawn[tuple(slice(a, a + n) for a, n in zip(one.offset, one.values.shape))] = one.values >= INSIDE
         assert np.array_equal(drawn, mask), "a voxel is in the mask where its byte is one half or more"
     assert soft_instances(prediction, size, 0.2, thing, soft=False).objects == plain
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_class_maps_are_those_of_inference(layered: bool) -> None:
+    torch.manual_seed(1)
+    masks = torch.nn.functional.interpolate(torch.randn(1, 40, 4, 5) * 6, size=(16, 24), mode="bilinear")
+    classes = torch.randn(1, 40, 31) * 2
+    classes[..., 8:30] -= 12  # most classes are nowhere
+    prediction, size = Prediction(classes, masks), (61, 90)
+    whole = inference.semantic(prediction, size, valid=size, combine="noisy-or" if layered else "sum")[0].numpy()
+    found = class_maps(prediction, size, Wanted((True,) * 30, layered=layered))
+    assert 3 < len(found.classes) < 12
+    assert np.allclose(found.dense(30)[found.classes], whole[found.classes], atol=1e-5)
+    assert np.delete(whole, found.classes, axis=0).max() < 0.02
+    every = class_maps(prediction, size, Wanted((True,) * 30, layered=layered, least=0.0))
+    assert np.allclose(every.maps, whole, atol=1e-5) and len(every.classes) == 30
 
 
 def linked_ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius: float, axis: int) -> LinkedSet:
@@ -161,11 +176,12 @@ def test_classes_are_decided_on_the_scans_own_grid(spacing: tuple | None, axis: 
     way = plan_resampling(geometry, "RAS", spacing)
     random = np.random.default_rng(1)
     probabilities = random.dirichlet(np.full(5, 0.4), way.target.shape)[..., :4].astype(np.float32)
-    probabilities = np.moveaxis(probabilities, -1, 0)
+    probabilities = np.moveaxis(probabilities, -1, 0).copy()
+    probabilities[1, ::3, :, ::2] = 0.0  # a class that comes and goes from slice to slice
     known = random.random(geometry.shape) < 0.95
     decide = decision(4, covers=covers)
     slices = np.moveaxis(probabilities, axis + 1, 0)
-    found = restore_labels(iter(slices), axis, way, known, decide)
+    found = restore_labels((ClassMaps.of(one, decide.least) for one in slices), axis, way, known, decide)
     if way.is_exact:
         whole = np.stack([way._turn_back(one) for one in probabilities])
     else:
