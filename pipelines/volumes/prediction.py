@@ -49,7 +49,10 @@ Progress = Callable[..., None]  # (stage, done, total)
 
 @dataclass(frozen=True)
 class VolumeModel:
-    """A model with its adapter and where it comes from; `folds` are further ones of the same adapter, averaged in."""
+    """A model with its adapter and where it comes from; `folds` are further ones of the same adapter, averaged in.
+
+    task: what the model was trained for, where its bundle says so.
+    """
 
     module: nn.Module
     adapter: DomainAdapter
@@ -59,6 +62,7 @@ class VolumeModel:
     sha256: str = ""
     digest: str = ""
     folds: tuple[nn.Module, ...] = ()
+    task: str | None = None
 
     @classmethod
     def load(cls, reference: str | Path, folds: Sequence[str | Path] = ()) -> VolumeModel:
@@ -77,7 +81,8 @@ class VolumeModel:
             name = f"{name} and {len(others)} folds"
         thresholds = _mean_thresholds([one.thresholds for one in (found, *others)])
         modules = tuple(other.build() for other in others)
-        return cls(found.build(), found.adapter, thresholds, name, found.version, found.sha256, digest, modules)
+        task = found.provenance.get("task")
+        return cls(found.build(), found.adapter, thresholds, name, found.version, found.sha256, digest, modules, task)
 
     @property
     def rules(self) -> VolumeRules:
@@ -114,7 +119,7 @@ class VolumePredictor:
         self.model, self.options = model, options or VolumeOptions()
         names = ("task", "score", "tta", "device", "precision", "batch")
         asked = PredictOptions(**{name: getattr(self.options, name) for name in names})
-        self.settled = settle(asked, model.adapter, model.thresholds)
+        self.settled = settle(asked, model.adapter, model.thresholds, model.task)
         self.predictor = SlicePredictor([model.module, *model.folds], self.settled)
         threshold = model.thresholds.get("semantic", DEFAULT_SEMANTIC)
         self.decision = Decision(model.adapter, model.rules, threshold)

@@ -1,5 +1,7 @@
 """What a published checkpoint says beside its tensors rules prediction: its task, its classes, its thresholds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,9 @@ from maskformer.prediction import Prediction
 from pipelines.config import PredictOptions
 from pipelines.converting import adapter_of, published_list, task_in
 from pipelines.predictor import Predictor, settle
-from tests.models import adapter
+from pipelines.volumes.options import VolumeOptions
+from pipelines.volumes.prediction import VolumeModel, VolumePredictor
+from tests.models import adapter, tiny_bundle
 
 SIDE = 64
 
@@ -110,3 +114,14 @@ def test_the_checkpoints_overlap_threshold_decides_which_segments_stay() -> None
     options = PredictOptions(task="panoptic", score=0.5)
     assert len(predicted(options, {}, Halved(), overlap="exclusive")) == 1
     assert len(predicted(options, {"overlap": 0.4}, Halved(), overlap="exclusive")) == 2
+
+
+TASKS = [("semantic", None, "semantic"), ("semantic", "instance", "instance"), (None, None, "instance")]
+
+
+@pytest.mark.parametrize(("said", "asked", "task"), TASKS)
+def test_volumes_are_predicted_for_the_bundles_task(said, asked, task, tmp_path: Path) -> None:
+    provenance = {"task": said} if said else {}
+    bundle = tiny_bundle(tmp_path / "bundle", adapter(2, spacing=(2, 1, 1)), provenance=provenance)
+    predictor = VolumePredictor(VolumeModel.load(bundle), VolumeOptions(task=asked, device="cpu", precision="fp32"))
+    assert predictor.settled.task == task
