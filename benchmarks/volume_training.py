@@ -5,6 +5,7 @@ The shared part of `hippocampus`, `sarcoma_ct` and `sarcoma_mr`, which need ../s
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adapters.errors import InputError
-from benchmarks.record import write_result
+from benchmarks.record import config_hash, write_result
 from pipelines.config import load_config
 from pipelines.experiments import train
 from pipelines.volumes.cases import gather_cases
@@ -30,12 +31,15 @@ def cross_validate(name: str, path: Path, goal: dict[str, float]) -> None:
     except InputError as error:
         print(f"skipped: the data are not here ({error})")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        metrics = train(config, Path(folder)).metrics
+    folder = Path(tempfile.gettempdir()) / f"maskbridge-{name}-{config_hash(path)[:8]}"
+    begun = any(folder.glob("**/checkpoint.pt"))  # of a run that was interrupted
+    metrics = train(config, folder, resume=begun).metrics
+    shutil.rmtree(folder)
     both = {"mask_model": metrics, "unet": metrics["baseline"]["unet"]}
     values = {
         "goal": goal,
         "minutes": config.train.minutes,
+        "steps": {"mask_model": config.train.steps, "unet": config.baseline and config.baseline.steps},
         "patients": metrics["counts"]["patients"],
         "tolerance_mm": metrics["tolerance_mm"],
         **{key: scores_of(one) for key, one in both.items()},
@@ -52,7 +56,7 @@ def scores_of(metrics: dict[str, Any]) -> dict[str, Any]:
         "intervals": metrics["intervals"],
         "per_class": metrics["per_class"],
         "dice_per_patient": dice_per_patient(metrics),
-        "folds": [{"dice": fold["dice"], "training": fold["training"]} for fold in metrics["folds"]],
+        "folds": metrics["folds"],
     }
 
 

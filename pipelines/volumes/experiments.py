@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from pipelines.volumes.prepared import CaseStore, labels_of, open_case
 from pipelines.volumes.tuning import tune_volumes
 
 log = logging.getLogger(__name__)
+FOLD_KEYS = ("dice", "iou", "hd95", "nsd", "processor_seconds", "training")
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ def _train_one(fold: _Fold, wanted: ModelOptions, options: TrainOptions, where: 
     checkpoints = fold.out / where
     begun = fold.run.resume and (checkpoints / CHECKPOINT).exists()
     on_row = watch.of(_stage(wanted.preset, fold.number), options)
+    began = time.process_time()  # where others use the machine too, this says more than the clock on the wall
     fitted = fit(model, criterion, dataset, options, checkpoints, on_row, resume=begun)
+    processor_seconds = round(time.process_time() - began, 1)
     # Objects of a per-pixel network are the regions of its class map.
     task = "semantic" if model_config.architecture == "unet" else config.predict.task or default_task(adapter)
     settings = config.predict.model_copy(update={"task": task})
@@ -152,6 +156,7 @@ def _train_one(fold: _Fold, wanted: ModelOptions, options: TrainOptions, where: 
     thresholds = tune_volumes(model, tuned, adapter, settled, _counted(watch, f"tune {wanted.preset}"))
     predictable = VolumeModel(model, adapter, thresholds)
     scores = _score(predictable, fold.scored, config, task, watch, f"score {wanted.preset}")
+    scores["processor_seconds"] = processor_seconds
     return Trained(model, model_config, options, settings, fitted, thresholds, scores)
 
 
@@ -184,7 +189,7 @@ def _pool(config: RunConfig, out: Path, folds: Sequence[Outcome]) -> Outcome:
 
     def pooled(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         cases = [CaseScores.from_dict(row) for part in parts for row in part["per_case"]]
-        facts = [{key: part[key] for key in ("dice", "iou", "hd95", "nsd", "training")} for part in parts]
+        facts = [{key: part[key] for key in FOLD_KEYS} for part in parts]
         return {**summary(cases, config.scoring), "folds": facts}
 
     scores = [fold.metrics for fold in folds]

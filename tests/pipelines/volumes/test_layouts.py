@@ -110,7 +110,7 @@ def test_no_patient_is_on_both_sides(owners: list[int], folds: int, seed: int) -
 def test_a_split_that_parts_a_patient_is_refused() -> None:
     cases = [Case("a1", "a", {"": Path("1")}), Case("a2", "a", {"": Path("2")}), Case("b", "b", {"": Path("3")})]
     assert check_patients(cases, ["a1", "a2"], ["b"]).patients == ("b",)
-    with pytest.raises(InputError, match="on both sides: a"):
+    with pytest.raises(InputError, match="1 of the patients are on both sides"):
         check_patients(cases, ["a1"], ["a2", "b"])
     with pytest.raises(InputError, match="no case c"):
         check_patients(cases, ["c"], ["b"])
