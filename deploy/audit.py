@@ -2,8 +2,8 @@
 
 Asks the OSV database, then the package index's own, through pip-audit. An index without advisories (a mirror) makes
 pip-audit say "no known vulnerabilities": so each is first asked about a version that is known to be vulnerable, and
-only believed where it knows that one. A severity nobody states counts as high. What is known and accepted stands in deploy/audit-exceptions.json with
-a reason and a date on which it ends.
+only believed where it knows that one. A severity nobody states counts as high. What is known and accepted stands in
+deploy/audit-exceptions.json with a reason and a date on which it ends.
 
 Exit codes: 0 nothing to do; 1 a high one with a fix; 3 no database could be reached, nothing is known.
 """

@@ -33,7 +33,7 @@ OWN_SERVERS = ("MLFLOW_TRACKING_URI",)
 PATH_FIELDS = frozenset(
     {
         *("source", "scenes", "pictures", "studies", "labels", "folder", "path", "aoi", "model", "bundle", "out"),
-        *("folders", "weights", "init_from", "uri", "address", "adapter"),
+        *("folders", "folds", "data", "weights", "init_from", "uri", "address", "adapter"),
     }
 )
 """Names of parameters and config fields that hold a path or an address."""

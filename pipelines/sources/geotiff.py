@@ -21,6 +21,7 @@ from rasterio.windows import Window as RasterWindow
 
 from adapters.channels import ChannelSet
 from adapters.errors import InputError
+from pipelines.json_logs import USERINFO
 from pipelines.sources.base import Geometry, Selection, Source
 from pipelines.sources.unpack import needs_unpacking, reason, unpack
 
@@ -46,9 +47,9 @@ def open_dataset(path: Path | str) -> DatasetReader:
 
 
 def unsigned(path: str | Path, text: str) -> str:
-    """`text` without what follows the `?` of an address: signatures and tokens are passwords."""
+    """`text` without what follows the `?` of an address, or stands before its `@`: signatures and passwords."""
     query = str(path).partition("?")[2]
-    return text.replace("?" + query, "") if query else text
+    return USERINFO.sub("***@", text.replace("?" + query, "") if query else text)
 
 
 def local(path: str | Path) -> Path | str:

@@ -126,6 +126,8 @@ NOT_PATHS = {
         "role",
         "domain",
     ),
+    *("class_column", "default_class", "layer", "augment", "version", "data_digest", "asset", "series"),
+    "pattern",  # of files inside the folder; SceneSearch refuses any that climbs
 }
 
 

@@ -77,3 +77,12 @@ def test_the_command_line_speaks_json_on_stderr(tmp_path: Path, how: str) -> Non
 def test_an_unknown_format_is_bad_usage() -> None:
     done = subprocess.run([MASKBRIDGE, "--log-format", "xml", "doctor"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "log-format" in done.stderr
+
+
+def test_an_address_that_does_not_open_is_named_without_its_password() -> None:
+    from adapters.errors import InputError
+    from pipelines.sources import open_source
+
+    with pytest.raises(InputError) as told:
+        open_source("http://me:hunter2@127.0.0.1:9/scene.tif?sig=hunter3")
+    assert "hunter" not in str(told.value) and "127.0.0.1:9/scene.tif" in str(told.value)
