@@ -52,7 +52,7 @@ def invented_series(geometry: VolumeGeometry, digest: str, modality: str | None 
         ds.SeriesInstanceUID = generate_uid(entropy_srcs=["series", digest])
         ds.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame", digest])
         ds.Modality = "MR" if mr else "CT"
-        ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "invented", digest[:16], "", ""
+        ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "invented^", digest[:16], "", ""
         ds.StudyID, ds.StudyDate, ds.StudyTime, ds.AccessionNumber = "", "", "", ""
         ds.ReferringPhysicianName, ds.Manufacturer = "", ""
         ds.SeriesNumber, ds.InstanceNumber = 1, number + 1
