@@ -12,8 +12,10 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
+from adapters.errors import InputError
 from flows.artifacts import numbers, show_model, show_table
 from flows.runs import begin, is_bad_luck, pinned, sweep_after
+from pipelines.bundle import REGISTRY
 from pipelines.config import RunConfig
 
 EVALUATED = "maskbridge.evaluated"
@@ -39,11 +41,23 @@ def evaluate_model(model: str, data: RunConfig, out: str) -> dict[str, Any]:
     version = pinned(model)
     scores = evaluate_task(version, data, out)
     show_table("evaluate", data.name, numbers(scores))
-    tell_scores(version, scores)
+    if version.startswith(REGISTRY):
+        tell_scores(version, scores, _digest(version, data))
     return scores
 
 
-def tell_scores(model: str, scores: dict[str, Any]) -> bool:
+def _digest(model: str, data: RunConfig) -> str:
+    """Of the held-out data, by which the gate knows that it judges on the same; empty where there are none."""
+    from pipelines.bundle import load_bundle
+    from pipelines.promotion.frozen import data_digest
+
+    try:
+        return data_digest([data], load_bundle(model, check_shapes=False).adapter)
+    except InputError:
+        return ""
+
+
+def tell_scores(model: str, scores: dict[str, Any], data_digest: str) -> bool:
     """Emit the scores of a registered version; nothing of a bundle folder, which nobody could promote."""
     from pipelines.registry import REFERENCE
 
