@@ -145,7 +145,7 @@ class _Native:
         for address, native in self.addresses.items():
             text = re.sub(rf"(?<![\w.-]){re.escape(address)}(?!\d)", native, text)
         for target, folder in self.folders.items():
-            text = re.sub(rf"(?<![\w./-]){re.escape(target)}(?=[/:,\s]|$)", lambda _, f=folder: str(f), text)
+            text = re.sub(rf"(?<![\w./-]){re.escape(target)}(?=[/:,\s]|$)", str(folder).replace("\\", r"\\"), text)
         return text
 
     def environment(self, given: dict[str, str | None]) -> dict[str, str]:

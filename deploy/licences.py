@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = ROOT / "THIRD_PARTY.md"
@@ -36,7 +37,7 @@ def locked(lock: Path) -> dict[str, tuple[str, ...]]:
 def licence_of(name: str, version: str = "") -> str:
     """What the installed distribution says, shortened; empty where it is not installed."""
     try:
-        about = metadata.metadata(name)
+        about: Any = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return ""
     expression = about.get("License-Expression")

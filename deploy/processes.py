@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +118,9 @@ def _digest(command: list[str], environment: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps([command, sorted(environment.items())]).encode()).hexdigest()
 
 
-def wait_until_healthy(name: str, check: list[str], environment: dict[str, str], alive, timeout_s: float) -> None:
+def wait_until_healthy(
+    name: str, check: list[str], environment: dict[str, str], alive: Callable[[], bool], timeout_s: float
+) -> None:
     """Repeat a health check until it succeeds. InputError where the process ends first, or the time is over."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -19,7 +19,7 @@ def bill(lock: Path) -> dict[str, Any]:
     from deploy.licences import licence_of
 
     program = Path(sys.executable).with_name("cyclonedx-py")
-    words = [program, "requirements", lock, "--output-reproducible", "--sv", "1.6", "--of", "JSON", "-o", "-"]
+    words = [str(program), "requirements", str(lock), "--output-reproducible", "--sv", "1.6", "--of", "JSON", "-o", "-"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     for component in found["components"]:

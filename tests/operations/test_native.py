@@ -3,6 +3,7 @@
 One start for all tests of the module (a minute). In CI a machine without PostgreSQL is a failure.
 """
 
+import http.server
 import json
 import os
 import re
@@ -10,92 +11,21 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
-import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import psutil
 import pytest
 from affine import Affine
 
-from deploy import postgres
-from deploy.compose_file import ROOT
-from deploy.environment import fresh
-from flows.runtime import _free_port
-from tests.models import adapter, tiny_bundle
+from tests.operations.service import PORTS, Native, register_crowns
 
 pytestmark = pytest.mark.slow
-PORTS = ("POSTGRES_PORT", "PREFECT_PORT", "MLFLOW_PORT", "CPU_HEALTH_PORT", "GPU_HEALTH_PORT")
-
-
-class Native:
-    """`python -m deploy.native` over a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.env_file = folder / "test.env"
-        self.data, self.results = folder / "data", folder / "results"
-        for made in (self.data / "scenes", self.results):
-            made.mkdir(parents=True)
-        ports = {name: str(_free_port()) for name in PORTS}
-        settings = {**ports, "MASKBRIDGE_MODEL": "models:/crowns@champion"}
-        self.env_file.write_text(fresh(self.data, self.results, settings))
-        self.variables = {**os.environ, "MASKBRIDGE_ENV": str(self.env_file), "MASKBRIDGE_STATE": str(folder / "state")}
-
-    def setting(self, name: str) -> str:
-        found = re.findall(rf"^{name}=(.*)$", self.env_file.read_text(), re.M)
-        return found[-1]
-
-    def __call__(self, *words: str, code: int = 0, timeout: float = 400) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "deploy.native", *words],
-            cwd=ROOT,
-            env=self.variables,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert done.returncode == code, f"{words}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
-        return done.stdout
-
-    def worker(self, *words: str, **settings) -> str:
-        """A command in the worker's environment."""
-        return self("exec", "worker", *words, **settings)
-
-    def psql(self, database: str, query: str) -> str:
-        return self("exec", "postgres", "psql", "-U", "postgres", "-d", database, "-At", "-c", query).strip()
-
-
-@pytest.fixture(scope="module")
-def native() -> Iterator[Native]:
-    if not postgres.is_installed():
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL is not installed, and in CI that is a failure (see .ci/run)")
-        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    folder = Path(tempfile.mkdtemp(prefix="maskbridge-native-"))  # not pytest's: PostgreSQL's user must get there
-    folder.chmod(0o755)
-    made = Native(folder)
-    try:
-        made("up")
-        yield made
-        left = psutil.Process().children()  # (services are nobody's children)
-        assert not [one for one in left if one.name() == "postgres"]
-    finally:
-        made("down")
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def register_crowns(native: Native) -> None:
-    """A version with the alias `challenger`, through MLflow's server, signed in."""
-    rgb = adapter(channels=("red", "green", "blue"), tile=128, tile_overlap=32)
-    bundle = tiny_bundle(native.results / "bundle", rgb, thresholds={"score": 0.05, "semantic": 0.3})
-    code = f"from pipelines.registry import register; print(register({str(bundle)!r}, 'crowns', alias='challenger'))"
-    assert native.worker("python", "-c", code).strip().splitlines()[-1] == "1"
 
 
 def put_scene(native: Native, shared: Path | None) -> str:
@@ -237,3 +167,35 @@ def test_it_repeats_itself_and_says_what_is_down(native: Native) -> None:
     assert after["worker"] != before["worker"] and after["mlflow"] == before["mlflow"]
     assert "no such service" not in native("ps")
     native("up", "nothing-of-that-name", code=2)
+
+
+class Told(http.server.BaseHTTPRequestHandler):
+    """A chat system's end of a webhook."""
+
+    messages: ClassVar[list[dict]] = []
+
+    def do_POST(self) -> None:
+        self.messages.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None: ...
+
+
+def test_a_failed_run_is_told_and_its_path_was_refused(native: Native) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Told)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hook = f"http://127.0.0.1:{server.server_port}/hook"
+    native.worker("env", f"NOTIFY_WEBHOOK={hook}", "python", "-m", "flows.notifications")
+    words = ["-p", "source=/etc/hostname", "-p", "model=models:/crowns@champion"]
+    native.worker("prefect", "deployment", "run", "segment-scene/segment-scene", *words)
+    deadline = time.monotonic() + 240
+    while not Told.messages and time.monotonic() < deadline:
+        time.sleep(0.5)
+    server.shutdown()
+    (told, *_) = Told.messages
+    assert told["state"] == "Failed" and told["run"] == "segment-hostname" and "segment-scene" in told["text"]
+    assert "/etc/hostname: source lies outside of the folders for runs" in told["message"]
+    assert told["page"].startswith(f"http://127.0.0.1:{native.setting('PREFECT_PORT')}/")
+    stored = native.psql("prefect", "select data::text from block_document where name = 'maskbridge-failures'")
+    assert stored and hook not in stored, "the address is a secret, and is kept as one"

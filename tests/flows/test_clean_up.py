@@ -13,7 +13,6 @@ import flows
 from adapters.errors import InputError
 from flows.retention import clean_up
 from pipelines.retention import RetentionPolicy
-from tests.flows.conftest import prefect_server  # noqa: F401  one throw-away server
 from tests.operations.test_confinement import NOT_PATHS, strings_of
 
 
@@ -117,14 +116,15 @@ def test_every_flow_confines_its_paths(one, tmp_path: Path, monkeypatch: pytest.
     from pipelines.confinement import PATH_FIELDS
 
     monkeypatch.setenv("MASKBRIDGE_ROOTS", str(tmp_path / "inside"))
-    properties = one.parameters.properties
-    paths = [name for name in properties if name in PATH_FIELDS]
-    given = dict.fromkeys(one.parameters.required, "outside")
-    if not set(given) <= set(paths):
-        given |= {"config": CONFIG, "data": CONFIG} if {"config", "data"} & set(given) else {}
-        given = {name: value for name, value in given.items() if name in properties}
-    for name in paths:
-        given[name] = f"/etc/maskbridge-{name}"
+    given = {}
+    for name, schema in one.parameters.properties.items():
+        if "RunConfig" in str(schema):
+            given[name] = CONFIG
+        elif name in PATH_FIELDS:
+            path = f"/etc/maskbridge-{name}"
+            given[name] = [path] if "'array'" in str(schema) else path
+        elif name in one.parameters.required:
+            given[name] = "x"
     state = one(**given, return_state=True)
     assert state.is_failed()
     assert "lies outside of the folders for runs" in str(state.result(raise_on_failure=False)), one.name
