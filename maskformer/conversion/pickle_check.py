@@ -33,6 +33,7 @@ _FROM = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "NEWOBJ": 2, "BINPE
 _INTO_TOP = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
 _PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _SHORT = 256  # characters of a literal that are kept to be looked at
 
 
@@ -72,7 +73,7 @@ def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
     """Names and arguments up to STOP; as pickletools.genops, but for the text of Python 2, which may hold any byte."""
     while True:
         code = file.read(1)
-        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        opcode = _OPCODES.get(code.decode("latin-1"))
         if opcode is None:
             raise ValueError("it ends before its last instruction" if not code else f"{code!r} is no instruction")
         if opcode.name == "STOP":

@@ -118,6 +118,9 @@ def test_more_channels_at_their_mean_change_nothing(make) -> None:
 def test_impossible_changes_are_named(theirs: nn.Module) -> None:
     with pytest.raises(ValueError, match="num_classes: 3, but 2 classes are named"):
         convert.from_transformers(theirs, num_classes=3, classes=["a", "b"])
+    for again in (["a", "b", "a"], ("tree", "tree")):
+        with pytest.raises(ValueError, match=f"classes: '{again[0]}' is named twice"):
+            convert.from_transformers(theirs, classes=again)
     with pytest.raises(ValueError, match="num_queries: 0 is not a positive whole number"):
         convert.from_transformers(theirs, num_queries=0)
     with pytest.raises(ValueError, match="are not three different channels"):
@@ -204,3 +207,11 @@ def test_one_forgotten_name_does_not_throw_the_class_head_away() -> None:
         _class_rows(torch.zeros(3, 4), torch.zeros(4, 4), ["a", "b"], nameless)
     rows, how = _class_rows(torch.zeros(4, 4), torch.ones(4, 4), ["a", "b", "c"], nameless)
     assert torch.equal(rows, torch.ones(4, 4)) and how == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_backbones_that_are_not_finite_are_refused_by_name(value: float) -> None:
+    weights = timm.create_model("resnet10t", pretrained=False).state_dict()
+    weights["layer1.0.conv1.weight"][0] = value
+    with pytest.raises(ValueError, match=r"1 tensors hold NaN or infinite values: layer1\.0\.conv1\.weight"):
+        convert.from_timm(weights, TINY)

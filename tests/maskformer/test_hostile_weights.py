@@ -317,3 +317,15 @@ def test_whole_numbers_in_place_of_weights_are_refused(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"1 tensors of another kind of number: .* is torch\.int8"):
         convert.from_transformers(folder)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 0), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("name", ["query_embed.weight", "class_embed.weight", "mask_features.weight"])
+def test_shapes_of_nonsense_are_one_line_with_their_file(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    weights = published.to_detectron2(published.maskformer(published.resnet()))
+    full = next(one for one in weights if one.endswith(name))
+    path = tmp_path / "model.pth"
+    torch.save({**weights, full: torch.zeros(shape)}, path)
+    with pytest.raises(ValueError) as caught:
+        convert.from_detectron2(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
