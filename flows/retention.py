@@ -87,8 +87,8 @@ def clean_up(
     everything: list[tuple[Stale, bool]] = []
     faults = []
     for step in (clean_files, clean_artifacts, clean_runs):
-        state = step(policy, dry_run, return_state=True)
-        result = state.result(raise_on_failure=False)
+        state: State[Any] = step(policy, dry_run, return_state=True)
+        result: Any = state.result(raise_on_failure=False)
         if state.is_completed():
             everything += result
         elif isinstance(result, InputError):

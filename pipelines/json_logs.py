@@ -16,7 +16,7 @@ import threading
 import traceback
 import uuid
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 RUN_VARIABLES = ("PREFECT__FLOW_RUN_ID", "MASKBRIDGE_RUN_ID")
 SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|WEBHOOK", re.IGNORECASE)
@@ -49,7 +49,7 @@ class JsonFormatter(logging.Formatter):
         super().__init__()  # whatever a config gives: there is one format
 
     def format(self, record: logging.LogRecord) -> str:
-        said = {
+        said: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
