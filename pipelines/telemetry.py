@@ -14,6 +14,7 @@ QUIET = {
     "NO_ALBUMENTATIONS_UPDATE": "1",  # asks the index for its newest version at import
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # rich draws ours; two bars tear each other
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a run, on a stdout that others read
     "MLFLOW_LOGGING_LEVEL": "WARNING",  # every table it makes and every monitor it starts is a line
     "GIT_PYTHON_REFRESH": "quiet",  # MLflow's git helper prints a page where git is missing
 }

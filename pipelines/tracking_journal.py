@@ -3,7 +3,7 @@
     <spool>/<key>/ run.json      whose run it is: address (without password), experiment, name, tags, run id once known
                    events.jsonl  what was told, in order
                    sent          how many bytes of it MLflow has taken
-                   files/        the files that events speak of (hard links where the file system allows)
+                   files/        the files that events speak of
                    lock          held by the process that writes or sends; the kernel drops it when that is killed
 
 The folder goes when all of it was taken. Writing is one `write` a line without a sync: it outlives the process, not a
@@ -34,7 +34,7 @@ HEADER, EVENTS, SENT, FILES, LOCK = "run.json", "events.jsonl", "sent", "files",
 CHUNK = 1 << 20  # bytes of events read at a time
 COMPACT = 4 << 20  # a journal of which all was sent is emptied at this size; a day of training writes 200 MB
 TEXTS = {".json", ".jsonl", ".yaml", ".yml", ".html", ".txt", ".md", ".csv", ".log"}
-LARGEST_TEXT = 64 << 20  # bytes; our reports have up to 20 MB
+LARGEST_COPY = 64 << 20  # bytes; our reports have up to 20 MB, weights are not changed but replaced
 
 
 class Event(NamedTuple):
@@ -207,15 +207,21 @@ def link_or_copy(source: str, target: str) -> str:
 
 
 def _without_secrets(source: str, target: str) -> str:
-    """Link or copy; a text that holds a secret is written without it."""
+    """A copy, so that what is written into the file later is not sent; of a large file a link.
+
+    A text that holds a secret is written without it.
+    """
     file = Path(source)
-    if file.suffix.lower() in TEXTS and file.stat().st_size <= LARGEST_TEXT:
+    if file.stat().st_size > LARGEST_COPY:
+        return link_or_copy(source, target)
+    if file.suffix.lower() in TEXTS:
         text = file.read_bytes().decode("utf-8", errors="surrogateescape")
         clean = redacted(text)
         if clean != text:
             Path(target).write_bytes(clean.encode("utf-8", errors="surrogateescape"))
             return target
-    return link_or_copy(source, target)
+    shutil.copyfile(source, target)
+    return target
 
 
 def _clean(value: Any) -> Any:
