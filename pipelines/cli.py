@@ -19,7 +19,22 @@ from typing import Annotated
 import typer
 
 from pipelines import telemetry
-from pipelines.commands import convert, count, demo, doctor, evaluate, export, inspect, models, plan, predict, train
+from pipelines.commands import (
+    convert,
+    count,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    models,
+    plan,
+    predict,
+    promote,
+    rollback,
+    sync,
+    train,
+)
 
 OK, FAULT, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 HOUSES = ("maskformer", "adapters", "pipelines", "flows")
@@ -41,7 +56,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (plan, train, evaluate, predict, count, demo, inspect, models, convert, export, doctor):
+for module in (
+    plan,
+    train,
+    evaluate,
+    predict,
+    count,
+    demo,
+    inspect,
+    models,
+    promote,
+    rollback,
+    sync,
+    convert,
+    export,
+    doctor,
+):
     app.command(module.NAME, epilog=module.EXAMPLE)(module.command)
 
 
