@@ -117,7 +117,7 @@ def class_volumes(labels: NDArray, voxel_mm3: float, classes: int) -> NDArray[np
     counts = np.zeros(classes + 1, np.int64)
     for plane in labels:  # a whole volume at once would be counted through a copy in 64 bits
         counts += np.bincount(plane.ravel(), minlength=classes + 1)[: classes + 1]
-    return counts[1:] * voxel_mm3
+    return counts[1:].astype(np.float64) * voxel_mm3
 
 
 def _rows(objects: MaskSet, grid: Resampling, voxel_mm3: float, names: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -74,7 +74,7 @@ def page_grid(geometry: VolumeGeometry) -> Resampling:
 
 def pictures(source: VolumeSource, adapter: DomainAdapter, grid: Resampling) -> list[Picture]:
     """The scan as the model's channels see it: its windows, or half a percent cut at each end."""
-    result = []
+    result: list[Picture] = []
     values, known = source.read()
     seen: dict[tuple[float, float, int], None] = {}
     for number, channel in enumerate(adapter.channels):

@@ -134,7 +134,7 @@ class Resampling:
             parts.append((int(number), moved, offset))
         return pile(other.shape, parts, len(objects)).with_labels(objects.labels).with_scores(objects.scores)
 
-    def _move(self, mask: NDArray[np.bool_], start: Sequence[int], forward: bool) -> tuple[NDArray, list[int]]:
+    def _move(self, mask: NDArray, start: Sequence[int], forward: bool) -> tuple[NDArray, list[int]]:
         """A box of a mask that begins at `start`: the same on the other grid, and where it begins there."""
         if forward:
             turned = self._turn(mask)

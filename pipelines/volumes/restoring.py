@@ -124,7 +124,7 @@ def restore_objects(found: Iterable[Agreed], resampling: Resampling) -> MaskSet:
     parts, labels, scores = [], [], []
     for number, one in enumerate(found):
         soft = one.soft
-        values = soft.values >= INSIDE if resampling.is_exact else soft.values.astype(np.float32) / 255
+        values: NDArray = soft.values >= INSIDE if resampling.is_exact else soft.values.astype(np.float32) / 255
         mask, offset = resampling._move(values, soft.offset, forward=False)
         parts.append((number, mask, offset))
         labels.append(one.label)

@@ -158,9 +158,9 @@ def soft_instances(
     objects = drawn[which].with_labels(labels.cpu().numpy()).with_scores(scores)
     kept = np.flatnonzero((scores >= score) & (objects.areas >= 1))
     kept = kept[np.argsort(-scores[kept], kind="stable")]
-    maps = {int(n): _upsampled(logits[[int(n)]], size)[0].cpu().numpy() for n in np.unique(which[kept])}
+    drawn_maps = {int(n): _upsampled(logits[[int(n)]], size)[0].cpu().numpy() for n in np.unique(which[kept])}
     objects = objects[kept]
-    return SoftSet(objects, soft_of_maps(objects, [maps[int(n)] for n in which[kept]]))
+    return SoftSet(objects, soft_of_maps(objects, [drawn_maps[int(n)] for n in which[kept]]))
 
 
 def _padding(length: int) -> int:

@@ -41,7 +41,7 @@ class Slices:
     def __getitem__(self, position: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The picture (C (2 n + 1), h, w) float32 around a slice and what is valid in the slice itself."""
         picture = slice_inputs(self.adapter, self.values, self.valid, position, self.axis)
-        return picture, self.valid.take(position, axis=self.axis)
+        return picture, np.moveaxis(self.valid, self.axis, 0)[position]
 
     def batches(self, size: int) -> Iterator[list[int]]:
         """Positions in order, `size` at a time."""

@@ -18,7 +18,7 @@ from scipy import ndimage
 from maskformer.masks import MaskSet
 
 INSIDE = 128  # the least byte of a pixel in the mask
-MARGIN = 2  # pixels around the mask that are kept
+MARGIN = 8  # pixels around the mask that are kept: as far as two views of one border may lie apart
 
 
 class Soft(NamedTuple):
@@ -68,9 +68,10 @@ def quantised(probability: NDArray, inside: NDArray[np.bool_]) -> NDArray[np.uin
 def soft_of_maps(objects: MaskSet, maps: Sequence[NDArray], own: bool = True) -> list[Soft]:
     """Soft masks of a slice's objects out of one map of probabilities (h, w) each.
 
-    own: False where several objects share a map: then each takes only what touches it.
+    own: False where disjoint objects share a map: then each takes what lies around it, and nothing of the others.
     """
     result = []
+    owner = None if own else objects.to_label_map()
     for number, probability in enumerate(maps):
         box = objects.boxes[number]
         top, left = (max(int(v) - MARGIN, 0) for v in box[:2])
@@ -78,8 +79,9 @@ def soft_of_maps(objects: MaskSet, maps: Sequence[NDArray], own: bool = True) ->
         window = (slice(top, bottom), slice(left, right))
         inside = objects[[number]].crop(window).to_dense()[0]
         near = np.asarray(probability[window])
-        if not own:
-            near = np.where(ndimage.binary_dilation(inside), near, 0)
+        if owner is not None:
+            around = ndimage.binary_dilation(inside, iterations=MARGIN // 2)
+            near = np.where(around & np.isin(owner[window], (0, number + 1)), near, 0)
         result.append(Soft((top, left), quantised(near, inside)))
     return result
 
@@ -112,7 +114,7 @@ class SoftStore:
         for number, one in enumerate(found.soft):
             runs = objects.runs[objects.offsets[number] : objects.offsets[number + 1]]
             key = (position, int(objects.labels[number]), runs.tobytes())
-            self._found[key] = (one.offset, one.values.shape, zlib.compress(np.ascontiguousarray(one.values), 1))
+            self._found[key] = (one.offset, one.values.shape, zlib.compress(one.values.tobytes(), 1))
 
     def get(self, position: int, label: int, runs: NDArray[np.int32]) -> Soft | None:
         """The soft mask of the object with these runs (row, start, stop), or None."""

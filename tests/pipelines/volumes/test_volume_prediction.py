@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from adapters.base import DomainAdapter
 from adapters.channels import Channel, ChannelSet
 from adapters.classes import Class, ClassSet
+from adapters.volume import VolumeRules
+from maskformer.masks import MaskSet
 from maskformer.prediction import DensePrediction
-from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor
+from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor, apart
 from pipelines.volumes.slicing import Slices
 from pipelines.volumes.source import open_volume
 from pipelines.volumes.studies import predict_studies, predict_volume
@@ -147,6 +149,57 @@ def test_voxels_without_a_value_reach_none_that_has_one(tmp_path: Path, spacing:
         border = ndimage.binary_dilation(labels, iterations=2) & ~ndimage.binary_erosion(labels, iterations=2)
         assert not (away & ~border).any() and away.sum() < (0.5 if spacing else 1e-9) * border.sum() + 1
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("planes", [None, ("axial", "coronal", "sagittal")])
+def test_mirrored_slices_give_the_same(tmp_path: Path, planes: tuple | None) -> None:
+    labels = truth()
+    options = VolumeOptions(**FAST, tta="flip", planes=planes)
+    folder = predict_volume(save(tmp_path / "scan.nii", labels), model(), tmp_path / "out", options)
+    assert np.array_equal(np.asanyarray(nibabel.load(folder / "labels.nii.gz").dataobj), labels)
+    assert json.loads((folder / "run.json").read_text())["objects"] == 5
+
+
+def test_folds_are_averaged(tmp_path: Path) -> None:
+    ramp = np.tile(np.linspace(0, 1, 24, dtype=np.float32), (16, 10, 1)).swapaxes(1, 2)
+    path = save(tmp_path / "scan.nii", ramp, np.diag([-1.0, 1, 1, 1]))
+    sizes = {}
+    for name, shifts in (("low", (-0.1,)), ("high", (0.1,)), ("both", (-0.1, 0.1)), ("middle", (0.0,))):
+        first, *folds = (Threshold(shift=shift, sure=6) for shift in shifts)
+        one = VolumeModel(first, adapter(1), folds=tuple(folds), digest=name)
+        folder = predict_volume(path, one, tmp_path / "out", VolumeOptions(**FAST, score=0.1))
+        sizes[name] = [
+            int((np.asanyarray(nibabel.load(folder / f"{kind}.nii.gz").dataobj) > 0).sum())
+            for kind in ("labels", "objects")
+        ]
+    assert sizes["low"][0] < sizes["both"][0] < sizes["high"][0] and sizes["both"] == sizes["middle"]
+
+
+def test_an_organ_and_its_lesions_in_one_pass(tmp_path: Path) -> None:
+    labels = np.zeros((20, 22, 12), np.int16)
+    labels[3:17, 3:19, 2:10] = 1
+    labels[5:8, 5:8, 4:7] = labels[10:14, 10:14, 3:8] = 2
+    labels[10:14, 10:14, 5] = 1  # an empty slice between: two lesions in line
+    classes = ClassSet((Class("liver", "stuff"), Class("lesion")))
+    rules = VolumeRules(inside={"lesion": "liver"})
+    one = DomainAdapter("t", ChannelSet((Channel("image", (1,)),)), classes, overlap="layered", volume=rules)
+    path = save(tmp_path / "scan.nii", labels, np.diag([-1.0, 1, 2, 1]))
+    folder = predict_volume(path, VolumeModel(Oracle(2), one), tmp_path / "out", VolumeOptions(**FAST))
+    with (folder / "objects.csv").open() as file:
+        rows = sorted((row["class"], int(row["voxels"])) for row in csv.DictReader(file))
+    assert rows == [("lesion", 27), ("lesion", 32), ("lesion", 32), ("liver", 14 * 16 * 8)], (
+        "the liver holds its lesions"
+    )
+    assert nibabel.load(folder / "objects.nii.gz").shape == (20, 22, 12, 2), "overlaps lie in layers"
+    assert np.array_equal(np.asanyarray(nibabel.load(folder / "labels.nii.gz").dataobj), labels)
+
+
+def test_pieces_of_one_object_become_objects() -> None:
+    dense = np.zeros((2, 6, 7, 8), bool)
+    dense[0, 1:3, 1:3, 1:3] = dense[0, 4:6, 4:6, 4:6] = dense[1, 0:3, 0:3, 0:3] = True
+    found = apart(MaskSet.from_dense(dense, [0, 1], [0.5, 0.75]))
+    assert found.labels.tolist() == [0, 0, 1] and found.scores.tolist() == [0.5, 0.5, 0.75]
+    assert found.areas.tolist() == [8, 8, 27]
 
 
 def test_dicom_gets_a_segmentation_and_names_stay_inside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
