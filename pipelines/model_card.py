@@ -114,11 +114,11 @@ def _data(provenance: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
-    held = metrics.get("heldout") if isinstance(metrics.get("heldout"), Mapping) else metrics
-    baseline = metrics.get("baseline") if isinstance(metrics.get("baseline"), Mapping) else {}
+    held: Mapping[str, Any] = metrics.get("heldout") or metrics
+    baseline: Mapping[str, Any] = metrics.get("baseline") or {}
     columns = {"this model": held} | {
         "U-Net, same data and time" if name == "unet" else f"baseline {name}": scores
-        for name, scores in (baseline or {}).items()
+        for name, scores in baseline.items()
         if isinstance(scores, Mapping)
     }
     names = [name for name in HEADLINES if any(_is_number(column.get(name)) for column in columns.values())]
@@ -128,7 +128,7 @@ def _scores(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "On the held-out part, whole and after stitching:\n"
     rows = ((name, *(_number(column.get(name)) for column in columns.values())) for name in names)
     yield from _table(("score", *columns), rows)
-    per_class = held.get("per_class") if isinstance(held, Mapping) else None
+    per_class = held.get("per_class")
     if isinstance(per_class, Mapping) and per_class:
         shown = [n for n in HEADLINES if any(_is_number(row.get(n)) for row in per_class.values())]
         yield ""

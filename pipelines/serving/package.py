@@ -82,7 +82,7 @@ def signature(bundle: Bundle) -> Any:
             Property("geometry", geometry),
         ]
     )
-    outputs = [
+    outputs: list[Any] = [
         ColSpec("string", "type"),
         ColSpec("string", "crs", required=False),
         ColSpec("long", "width"),
