@@ -50,7 +50,7 @@ coverage: .venv/.ok  ## the quick tests again, with what they do not reach
 lint: .venv/.ok      ## ruff, mypy, import-linter
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	.venv/bin/mypy -p maskformer -p adapters -p pipelines -p flows -p deploy
 	.venv/bin/lint-imports
 
 lock: .venv/.ok      ## resolve pyproject.toml again into requirements.lock
