@@ -1,4 +1,4 @@
-"""Soft-tissue sarcoma in T1 MR, 7 patients, each held out once: mask model and per-pixel U-Net."""
+"""Soft-tissue sarcoma in T1 MR, 7 patients in 3 folds: mask model and per-pixel U-Net."""
 
 from __future__ import annotations
 
