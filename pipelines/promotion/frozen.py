@@ -80,8 +80,12 @@ class FrozenData:
 
     @property
     def digest(self) -> str:
-        """sha256 over the contents, in hex; the order of scenes does not matter."""
-        return hashlib.sha256(json.dumps(sorted(self.contents.items())).encode()).hexdigest()
+        """sha256 over the contents, in hex; names and the order of scenes do not matter."""
+        return _digest(*sorted(self.contents.values()))
+
+    def digest_of(self, domain: str) -> str:
+        """The same of one config's scenes: what an evaluation by that config alone was on."""
+        return _digest(*sorted(digest for name, digest in self.contents.items() if name.startswith(f"{domain}/")))
 
     def _read(self, config: RunConfig) -> None:
         data = self._stack.enter_context(LabelledData(_for(config, self.adapter)))

@@ -66,7 +66,7 @@ def now() -> str:
 @contextmanager
 def writing(entry: Entry, uri: str | None = None) -> Iterator[Run]:
     """Add `entry`; it says FINISHED when the block ends and FAILED when what it tells of did not come about."""
-    with track(f"{entry.action} {entry.name}/{entry.version}", experiment=EXPERIMENT, uri=uri) as run:
+    with track(f"{entry.action} {entry.name}/{entry.version}", experiment=EXPERIMENT, uri=uri, required=True) as run:
         _tag(run, entry)
         run.metrics(dict(entry.metrics))
         yield run
@@ -108,6 +108,7 @@ def _tag(run: Run, entry: Entry) -> None:
         **{key: getattr(entry, key) or "" for key in ("previous", "run", "data")},
         "rules": ",".join(entry.rules),
     }
+    assert run.run_id is not None, "a required run has one"
     with readable(run.uri):  # one request: a rollback is to end in seconds
         run.client.log_batch(run.run_id, tags=[RunTag(TAG + key, text(v, TAG_LENGTH)) for key, v in values.items()])
 

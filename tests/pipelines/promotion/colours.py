@@ -62,6 +62,7 @@ def scene(folder: Path, name: str, size: tuple[int, int], seed: int) -> tuple[Pa
     values = np.clip(255 * picture, 0, 255).round().astype(np.uint8)
     path, labels = folder / f"{name}.tif", folder / f"{name}.gpkg"
     profile = {"driver": "GTiff", "count": 3, "height": size[0], "width": size[1], "dtype": "uint8"}
+    profile["photometric"] = "minisblack"  # bands without names are found by their position
     with rasterio.open(path, "w", crs="EPSG:32617", transform=PLACE, **profile) as sink:
         sink.write(values)
     geopandas.GeoDataFrame(rows, crs=32617).to_file(labels)
@@ -121,7 +122,9 @@ def hand_on(layer: nn.Conv2d, channels: dict[int, int]) -> None:
         layer.weight[made, taken, 1, 1] = 1
 
 
-def bundle(folder: Path, change: Callable[[nn.Module], None] | None = None, *, against: float = KEEN, **settings) -> Path:
+def bundle(
+    folder: Path, change: Callable[[nn.Module], None] | None = None, *, against: float = KEEN, **settings
+) -> Path:
     """A bundle of the network, after `change`; `settings` change the adapter."""
     mine = adapter(**settings)
     model = network(against, len(mine.classes))

@@ -11,7 +11,9 @@ import torch
 
 from pipelines.bundle import Bundle, load_bundle
 from pipelines.promotion.data import Expected
+from pipelines.promotion.frozen import FrozenData
 from pipelines.promotion.gate import RULES, Gate, Report
+from pipelines.promotion.policy import Policy
 from tests.pipelines.promotion import colours
 
 
@@ -40,6 +42,7 @@ def test_a_better_model_passes_every_rule(gate: Gate, champion: Bundle, make) ->
     assert report.to_dict()["data_digest"] == gate.data.digest
 
 
+@pytest.mark.slow
 def test_the_same_model_again_is_no_better(gate: Gate, champion: Bundle, make) -> None:
     report = gate.judge(make(against=colours.BLIND), champion)
     assert report.refused_by == ("quality",)
@@ -78,6 +81,7 @@ def test_a_seam_bug_is_refused_by_the_shift_of_its_outputs(gate: Gate, champion:
     assert "identity" not in report.refused_by  # its grid is sound
 
 
+@pytest.mark.slow
 def test_a_grid_without_overlap_is_refused_by_the_identity(gate: Gate, champion: Bundle, make) -> None:
     report = gate.judge(make(tile_overlap=0), champion)
     assert "identity" in report.refused_by and "objects became" in says(report, "identity")
@@ -87,14 +91,22 @@ def test_a_scale_bug_is_refused_by_its_scores(gate: Gate, champion: Bundle, make
     candidate = make()
     planes = candidate.adapter.channels
     for index in range(3):
-        planes = planes.with_channel(index, scale=1.0)  # 0 to 255 for a network of 0 to 1
+        planes = planes.with_channel(index, scale=255.0 * 255.0)  # divided by 255 twice
     report = gate.judge(replace(candidate, adapter=candidate.adapter.with_channels(planes)), champion)
     assert "quality" in report.refused_by
 
 
 def test_a_slower_model_is_refused_by_the_budget(gate: Gate, champion: Bundle, make) -> None:
-    report = gate.judge(make(tile_overlap=48), champion)
+    report = gate.judge(make(tile_overlap=44), champion)
     assert report.refused_by == ("budget",) and "slower: " in says(report, "budget"), report.refusal
+
+
+def test_a_fatter_model_is_refused_by_the_budget(frozen: FrozenData, champion: Bundle, make, tmp_path: Path) -> None:
+    """Larger tiles, the same answers. Both are run over a scene that is large enough to show it."""
+    wide, _ = colours.scene(tmp_path, "wide", (320, 320), 3)
+    gate = Gate(frozen, Policy(memory_slack_mb=16), [wide])
+    report = gate.judge(make(tile=320), champion)
+    assert report.refused_by == ("budget",) and "fatter: peak" in says(report, "budget"), report.refusal
 
 
 def test_a_nan_in_the_head_is_refused_at_once(gate: Gate, champion: Bundle, make) -> None:
@@ -103,6 +115,7 @@ def test_a_nan_in_the_head_is_refused_at_once(gate: Gate, champion: Bundle, make
     assert not report.complete and not report.passed and len(report.verdicts) == 3
 
 
+@pytest.mark.slow
 def test_a_nan_that_comes_of_real_pixels_is_refused(gate: Gate, champion: Bundle, make) -> None:
     def overflow(model: torch.nn.Module) -> None:
         model.get_submodule("network.encoder.model.conv1")[1].weight[:2] = 3e38
