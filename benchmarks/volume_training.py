@@ -45,8 +45,9 @@ def cross_validate(name: str, path: Path, goal: dict[str, float]) -> None:
         **{key: scores_of(one) for key, one in both.items()},
         "dice_mask_model_minus_unet": paired(both["mask_model"], both["unet"]),
     }
+    written = write_result(name, path, values)
     print(table(values))
-    print(write_result(name, path, values))
+    print(written)
 
 
 def scores_of(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +94,6 @@ def table(values: dict[str, Any]) -> str:
         for label, row in rows:
             lines.append(
                 f"| {name} | {label} | {row['dice_text']} | {row['iou']:.3f} | {row['hd95']:.2f} | {row['nsd']:.3f} "
-                f"| {row['lesion_f1']:.2f} | {100 * (row['relative_volume_error'] or 0):+.0f} % |"
+                f"| {row['lesion_f1']:.2f} | {100 * row['relative_volume_error']:+.0f} % |"
             )
     return "\n".join(lines)
