@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipelines.bundle import load_bundle
 from pipelines.config import save_config
@@ -16,9 +15,10 @@ from tests.conftest import REPOSITORY
 from tests.models import squares_config
 
 STEPS = 16
+# `--multi_gpu` means torch's own launcher; with `--cpu` accelerate starts one process, or asks for MPI.
 LAUNCH = [
-    *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
-    *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"),
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
 ]
 
 
@@ -26,25 +26,32 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
 
 
-def train(launcher: list[str], folder: Path, batch: int) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+def train(launcher: list[str], folder: Path, batch: int, class_weight: float) -> list[dict[str, float]]:
     folder.mkdir()
-    words = [*launcher, "-m", "tests.pipelines.training_process", str(folder), str(batch), str(STEPS)]
+    numbers = [str(batch), str(STEPS), str(class_weight)]
+    words = [*launcher, "-m", "tests.pipelines.training_process", str(folder), *numbers]
     done = subprocess.run(words, cwd=REPOSITORY, env=environment(folder), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads((folder / "history.json").read_text()), torch.load(folder / "weights.pt")
+    return json.loads((folder / "history.json").read_text())
 
 
 @pytest.mark.slow
-def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(tmp_path: Path) -> None:
-    alone, weights_alone = train([sys.executable], tmp_path / "one", 4)
-    together, weights_together = train(LAUNCH, tmp_path / "two", 2)
+@pytest.mark.parametrize(
+    ("class_weight", "tolerance"),
+    # The class loss is a mean over a process' own queries, as published, weighted by what they were matched to; the
+    # mask losses are divided by the objects of all processes.
+    [(0.0, 1e-4), (2.0, 1e-3)],
+)
+def test_the_loss_curve_is_that_of_one_process_with_the_whole_batch(
+    tmp_path: Path, class_weight: float, tolerance: float
+) -> None:
+    alone = train([sys.executable], tmp_path / "one", 4, class_weight)
+    together = train(LAUNCH, tmp_path / "two", 2, class_weight)
     assert len(alone) == len(together) == STEPS
     for mine, other in zip(alone, together, strict=True):
-        assert mine["total"] == pytest.approx(other["total"], rel=0.02), f"step {mine['step']}"
+        assert mine["total"] == pytest.approx(other["total"], rel=tolerance), f"step {mine['step']}"
         assert mine["learning_rate"] == other["learning_rate"]
-    assert together[-1]["total"] < 0.8 * together[0]["total"], "it learns"
-    moved = torch.cat([(weights_alone[n] - weights_together[n]).flatten().abs() for n in weights_alone])
-    assert moved.median() < 1e-3 and moved.max() < 0.05
+    assert together[-1]["total"] < 0.7 * together[0]["total"], "it learns"
 
 
 @pytest.mark.slow
