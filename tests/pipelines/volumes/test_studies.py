@@ -301,6 +301,7 @@ def test_the_studies_of_a_folder(tmp_path: Path) -> None:
     assert [p.name for p in studies_in(tmp_path)] == ["a.nii.gz", "b"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_goes_on(bundle: Path, tmp_path: Path) -> None:
     first, second = scan(tmp_path / "1.nii.gz"), scan(tmp_path / "2.nii.gz", 1, (160, 160, 120))
     out, temporary = tmp_path / "out", tmp_path / "tmp"
