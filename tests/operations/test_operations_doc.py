@@ -52,7 +52,7 @@ def test_every_variable_service_and_file_it_names_exists() -> None:
 def script(lines: list[str]) -> str:
     """The commands as a shell takes them, with the twin in the place of Docker."""
     twin = f"{sys.executable} -m deploy.native"
-    text = "\n".join(lines).replace("docker compose ", f"{twin} ").replace(".venv/bin/python", sys.executable)
+    text = "\n".join(lines).replace(".venv/bin/python", sys.executable).replace("docker compose ", f"{twin} ")
     return "set -eo pipefail\n" + re.sub(r"(?<=\s)\.env(?=\s|$)", '"$MASKBRIDGE_ENV"', text)
 
 
@@ -78,7 +78,7 @@ def test_the_commands_run_in_order(native: Native, backup: Path) -> None:
             line for block in re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S) for line in block.splitlines()
         ]
         if title == "Restore":
-            native.psql("mlflow", "delete from model_versions")
+            native.psql("mlflow", "delete from model_version_tags; delete from model_versions")
             shutil.rmtree(native.folder / "state/volumes/artifacts")
             (native.folder / "state/volumes/artifacts").mkdir()
         if lines:
