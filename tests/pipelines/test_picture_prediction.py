@@ -45,9 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def test_a_folder_becomes_coco_panoptic_as_our_reader_reads_it(
-    bundle: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_a_folder_becomes_coco_panoptic_as_our_reader_reads_it(bundle: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = predict_pictures(bundle, folder, out, OPTIONS)
     assert run.fresh == 2 and list(run.failed) == ["broken.jpg"]
