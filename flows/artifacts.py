@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
@@ -38,7 +38,9 @@ class Bar:
     def __init__(self, kind: str, subject: str) -> None:
         self._id: UUID | None = None
         with at_leisure("progress"):
-            self._id = create_progress_artifact(0.0, key=key(kind, subject, "progress"), description=subject)
+            self._id = cast(
+                UUID, create_progress_artifact(0.0, key=key(kind, subject, "progress"), description=subject)
+            )
 
         self._told = time.monotonic()
 

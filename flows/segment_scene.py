@@ -192,7 +192,7 @@ def shard_states(flow_run: UUID, folder: Path, timeout_s: float = 60.0) -> list[
         )
         seen = sum(last + 1 - first for first, last, _ in mine)
         if seen == shards and all(state is not None and state.is_final() for *_, state in mine):
-            return [str(state.name) for *_, state in mine]
+            return [str(state.name) for *_, state in mine if state is not None]
         if time.monotonic() > deadline:
             raise TimeoutError(f"{seen} of {shards} shards of {flow_run} are recorded after {timeout_s:.0f} s")
         time.sleep(POLL_S)

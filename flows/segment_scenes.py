@@ -61,7 +61,7 @@ def segment_scenes(
             )
         result = state.result(raise_on_failure=False)
         if state.is_completed():
-            note_done(scene, out, key, Path(result))
+            note_done(scene, out, key, Path(str(result)))
             done[scene.address] = str(result)
         elif isinstance(result, InputError):
             failed[scene.address] = str(result)
