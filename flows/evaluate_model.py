@@ -71,7 +71,9 @@ def tell_scores(model: str, scores: dict[str, Any], data_digest: str) -> bool:
         payload={
             "name": name,
             "version": int(version),
+            "model": model,
             "scores": {row["score"]: row["value"] for row in numbers(scores)},
+            "data_digest": data_digest,
         },
     )
     show_model(model, version, name)
