@@ -20,10 +20,12 @@ import typer
 
 from pipelines import telemetry
 from pipelines.commands import (
+    adapt,
     convert,
     count,
     demo,
     doctor,
+    drift,
     evaluate,
     export,
     inspect,
@@ -60,6 +62,8 @@ for module in (
     plan,
     train,
     evaluate,
+    adapt,
+    drift,
     predict,
     count,
     demo,

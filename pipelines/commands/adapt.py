@@ -1,0 +1,81 @@
+"""`maskbridge adapt`: a trained model to scenes of another domain, without their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines.adaptation.adapt import Adaptation
+
+NAME = "adapt"
+EXAMPLE = "Example: maskbridge adapt models:/crowns@champion site/*.tif --out runs/site --strategy self_training"
+NOT_BETTER = 4  # exit code, as of a refused promotion
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Bundle folder, or models:/name@alias.")],
+    scenes: Annotated[list[str], typer.Argument(help="Scenes of the target; a run config stands for its sources.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the adapted bundle.")],
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="input_statistics, norm_statistics, style, self_training or test_time; may be repeated. "
+            "[default: the first two]",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of training: style, and each round of self_training.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of crops and of training.")] = 0,
+    source: Annotated[Path | None, typer.Option(help="style: run config of the labelled source data.")] = None,
+    score_on: Annotated[Path | None, typer.Option(help="Run config of labelled target data, to judge by only.")] = None,
+    upper_bound: Annotated[str | None, typer.Option(help="A model trained on the target's labels, beside.")] = None,
+) -> None:
+    """Adapt a trained model to scenes of another domain. Labels of the scenes are never opened.
+
+    With --score-on, source model and adapted model are scored side by side afterwards. Exit code 4: the adapted one is
+    no better, and is not written.
+    """
+    from pipelines.commands.checks import model_adapter, writable_folder
+    from pipelines.config import load_config
+
+    model_adapter(model)
+    writable_folder(out)
+    scored_on, dressed = (load_config(path) if path else None for path in (score_on, source))
+    addresses = [address for scene in scenes for address in _pixels_of(scene)]
+
+    from pipelines.adaptation.adapt import USUAL, Request, adapt
+    from pipelines.adaptation.target import Effort
+
+    request = Request(
+        tuple(strategy or USUAL), Effort(steps=steps, seed=seed), dressed, scored_on, upper_bound
+    )  # fmt: skip
+    made = adapt(model, addresses, out, request)
+    _show(made)
+    if made.bundle is None:
+        raise typer.Exit(NOT_BETTER)
+    typer.echo(str(made.bundle))
+
+
+def _pixels_of(scene: str) -> list[str]:
+    """The sources a config names, and nothing else of it; another address as it is."""
+    if Path(scene).suffix not in (".yaml", ".yml"):
+        return [scene]
+    from pipelines.config import load_config
+    from pipelines.labelled import resolve
+
+    return [str(resolve(item.source)) for item in load_config(Path(scene)).data]
+
+
+def _show(made: Adaptation) -> None:
+    for name, scores in made.scores.items():
+        shown = {key: value for key, value in scores.items() if isinstance(value, int | float)}
+        typer.echo(f"{name:<12} " + "  ".join(f"{key} {value:.3f}" for key, value in shown.items()), err=True)
+    if made.better is None:
+        typer.echo("whether it is better nobody has measured; --score-on CONFIG does", err=True)
+    elif made.better:
+        typer.echo(f"better by {made.metric}", err=True)
+    else:
+        typer.echo(f"not better by {made.metric}: nothing is written, the source model stays", err=True)

@@ -1,0 +1,232 @@
+"""Adaptation without labels: each strategy against what it must do, and that no label is ever opened."""
+
+from __future__ import annotations
+
+import json
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adapters.errors import InputError
+from maskformer.masks import MaskSet
+from maskformer.targets import Target as Labels
+from pipelines import annotations, cli
+from pipelines.adaptation import adapt as adapting
+from pipelines.adaptation import norm_statistics
+from pipelines.adaptation.adapt import Request, adapt
+from pipelines.adaptation.evidence import Trust, agreement, class_thresholds, pseudo_labels, teachable
+from pipelines.adaptation.mixing import paste
+from pipelines.adaptation.norm_statistics import batch_norms, measure
+from pipelines.adaptation.self_training import self_training
+from pipelines.adaptation.style import fourier, histogram
+from pipelines.adaptation.target import Effort, Subject, Target
+from pipelines.bundle import load_bundle
+from pipelines.drift import drift
+from pipelines.grid import Grid
+from tests.models import adapter, squares_config, tiny_bundle
+
+QUICK = Effort(crops=8, steps=2, rounds=1, batch=2)
+
+
+@pytest.fixture
+def scene(make_geotiff) -> Path:
+    """Mean 100 and spread 20, where the adapter below knows 0 and 1."""
+    values = np.random.default_rng(0).normal(100, 20, (1, 96, 128)).astype(np.float32)
+    return make_geotiff(values, name="target.tif")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return tiny_bundle(tmp_path / "model", adapter(tile=64, tile_overlap=16), thresholds={"score": 0.4})
+
+
+def test_statistics_of_bands_and_norms_are_the_targets(model: Path, scene: Path, tmp_path: Path) -> None:
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    made = adapt(model, [str(scene)], tmp_path / "out", Request(effort=QUICK))
+    held = load_bundle(made.bundle)
+    channel = held.adapter.channels[0]
+    assert channel.offset == pytest.approx(100, abs=1) and channel.scale == pytest.approx(20, rel=0.03)
+    old, new = load_bundle(model).build().state_dict(), held.build().state_dict()
+    moved = {name for name in old if not torch.equal(old[name], new[name])}
+    assert moved and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in moved)
+    assert held.thresholds == {"score": 0.4} and made.better is None
+    assert held.provenance["adaptation"]["from"] == load_bundle(model).digest
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before, "the source model stays"
+
+
+def test_norm_statistics_are_the_mean_of_the_crops_and_the_prior() -> None:
+    norm = torch.nn.BatchNorm2d(2)
+    images = [torch.randn(2, 8, 8) * 3 + 5 for _ in range(16)]  # as many as the prior counts: half and half
+    measure(norm, batch_norms(norm), images, 4)
+    seen = torch.stack(images)
+    assert norm.running_mean == pytest.approx(0.5 * seen.mean((0, 2, 3)).numpy(), rel=1e-5)
+    assert norm.running_var.numpy() == pytest.approx(0.5 + 0.5 * 9, rel=0.1)
+    assert norm.momentum == 0.1 and not norm.training
+
+
+def test_no_label_is_opened(model: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = scene.with_suffix(".gpkg")
+    labels.write_bytes(b"no GeoPackage: reading it would be an error")
+    config = {
+        "adapter": {},
+        "data": [{"source": scene.name, "labels": labels.name}],
+        "train": {"steps": 1},
+    }
+    (tmp_path / "target.yaml").write_text(json.dumps(config))
+    opened: list[str] = []
+    watching = True  # a hook stays for good, so it is told when to stop
+
+    def watch(event: str, given: tuple) -> None:
+        if watching and event == "open":
+            opened.append(str(given[0]))
+
+    sys.addaudithook(watch)
+
+    def never(*_, **__):
+        raise AssertionError("labels were read")
+
+    monkeypatch.setattr(annotations, "read_annotations", never)
+    monkeypatch.setattr("pipelines.labelled.read_annotations", never)
+    words = ["adapt", str(model), str(tmp_path / "target.yaml"), "--out", str(tmp_path / "out"), "--steps", "1"]
+    code, watching = cli.run(words), False
+    assert code == 0
+    assert any("target.yaml" in path for path in opened) and not any(labels.name in path for path in opened)
+
+
+def test_a_worse_model_is_not_called_better(model: Path, make_geotiff, tmp_path: Path, monkeypatch, capsys) -> None:
+    config = squares_config(make_geotiff, tmp_path)
+    scores = iter([{"f1_50": 0.5}, {"f1_50": 0.4}] * 2)
+    monkeypatch.setattr(adapting, "_scored", lambda *_: next(scores))
+    scene = str(make_geotiff(np.zeros((1, 64, 64), np.float32) + np.eye(64, dtype=np.float32), name="t.tif"))
+    made = adapt(model, [scene], tmp_path / "out", Request(effort=QUICK, scored_on=config))
+    assert made.better is False and made.bundle is None and not (tmp_path / "out").exists()
+    assert made.scores["source only"]["f1_50"] == 0.5
+
+
+def test_scores_stand_side_by_side(make_geotiff, tmp_path: Path) -> None:
+    config = squares_config(make_geotiff, tmp_path)
+    bands = adapter(channels=("red", "green", "blue"), tile=64, tile_overlap=16)
+    model = tiny_bundle(tmp_path / "m", bands)
+    request = Request(effort=QUICK, scored_on=config, upper_bound=str(model))
+    made = adapt(model, [config.data[0].source], tmp_path / "out", request)
+    assert list(made.scores) == ["source only", "adapted", "upper bound"]
+    assert made.scores["source only"] == made.scores["upper bound"]
+    assert made.better == (made.scores["adapted"]["f1_50"] > made.scores["source only"]["f1_50"])
+
+
+def box(top: int, left: int, side: int) -> np.ndarray:
+    mask = np.zeros((64, 112), bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def test_what_tiles_disagree_on_is_not_taught() -> None:
+    both, quarrel = box(10, 50, 12), box(40, 50, 12)
+    objects = MaskSet.from_dense(np.stack([both, quarrel]), [0, 0], [0.9, 0.9])
+    left, right = Grid((64, 112), 64, 16).tiles
+    seen = [(left, objects.crop(left.window)), (right, objects[:1].crop(right.window))]
+    agreed = agreement(objects, seen)
+    assert agreed.tolist() == [1, 0]
+    taught = teachable(objects, agreed, 1, Trust(share=1))
+    lesson = pseudo_labels(objects, taught)
+    assert lesson.objects == objects[:1]
+    whole = (slice(0, 64), slice(0, 112))
+    assert np.array_equal(lesson.read(whole).ignore, quarrel), "what is doubtful is unknown, not background"
+
+
+def test_a_timid_class_has_a_threshold_of_its_own() -> None:
+    masks = np.stack([box(0, 0, 4)] * 20)
+    scores = [*np.linspace(0.8, 0.99, 10), *np.linspace(0.35, 0.54, 10)]
+    objects = MaskSet.from_dense(masks, [0] * 10 + [1] * 10, scores)
+    limits = class_thresholds(objects, 3, Trust(share=0.5, floor=0.3))
+    assert limits[0] > 0.85 and 0.35 < limits[1] < 0.5 and limits[2] == 0.3
+    taught = teachable(objects, np.ones(20), 3, Trust(share=0.5, floor=0.3))
+    assert taught[:10].sum() == taught[10:].sum() == 5
+
+
+def test_pasted_objects_cover_what_lies_below() -> None:
+    def labels(mask: np.ndarray, label: int) -> Labels:
+        return Labels.from_mask_set(MaskSet.from_dense(mask[None], [label]), np.ones(mask.shape, bool))
+
+    image, guest_image = torch.zeros(1, 64, 112), torch.ones(1, 64, 112)
+    own, guest = labels(box(0, 0, 20), 0), labels(box(10, 10, 20), 1)
+    mixed, target = paste(image, own, guest_image, guest, torch.tensor([0]))
+    assert np.array_equal(mixed[0].bool().numpy(), box(10, 10, 20))
+    assert target.labels.tolist() == [0, 1]
+    assert np.array_equal(target.masks[0].numpy(), box(0, 0, 20) & ~box(10, 10, 20))
+    assert np.array_equal(target.masks[1].numpy(), box(10, 10, 20))
+
+
+def test_self_training_learns_only_from_what_it_is_sure_of(model: Path, scene: Path) -> None:
+    bundle = load_bundle(model)
+    network = bundle.build()
+    before = deepcopy(network.state_dict())
+    subject = Subject(network, bundle.adapter, bundle.thresholds)
+    target = Target((str(scene),), QUICK)
+    taught = self_training(subject, target, Trust(share=1.0, floor=0.0))
+    assert taught.notes["self_training"]["rounds"][0]["taught"] > 0
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert any(not torch.equal(before[name], value) for name, value in taught.model.state_dict().items())
+    with pytest.raises(InputError, match="no object it is sure of"):
+        self_training(subject, target, Trust(floor=1.1))
+
+
+def test_style_takes_the_targets_colours_and_keeps_the_shapes() -> None:
+    torch.manual_seed(0)
+    image, look = torch.randn(2, 64, 64), 3 * torch.randn(2, 64, 64) + 7
+    by_rank = histogram(image, look)
+    assert torch.equal(by_rank.flatten(1).sort(1).values, look.flatten(1).sort(1).values)
+    assert torch.equal(by_rank.flatten(1).argsort(1), image.flatten(1).argsort(1))
+    dressed = fourier(image + 1, look)
+    assert dressed.mean((1, 2)).numpy() == pytest.approx(look.mean((1, 2)).numpy(), rel=1e-4)
+    assert torch.corrcoef(torch.stack([dressed[0].flatten(), image[0].flatten()]))[0, 1] > 0.99
+
+
+def test_what_cannot_be_is_said(model: Path, scene: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there are input_statistics"):
+        adapt(model, [str(scene)], tmp_path / "o", Request(("magic",)))
+    with pytest.raises(InputError, match="labelled source data"):
+        adapt(model, [str(scene)], tmp_path / "o", Request(("style",)))
+    with pytest.raises(InputError, match="source model itself"):
+        adapt(model, [str(scene)], model)
+    with pytest.raises(InputError, match="one scene at a time"):
+        adapt(model, [str(scene)] * 2, tmp_path / "o", Request(("test_time",)))
+
+
+def test_drift_grows_with_the_shift_and_is_drawn(
+    make_geotiff, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    model = tiny_bundle(tmp_path / "m", adapter(tile=64, tile_overlap=16))
+    bundle = load_bundle(model)
+    network = bundle.build()
+    usual = random.normal(0, 1, (1, 128, 128)).astype(np.float32)
+    monkeypatch.setattr(norm_statistics, "PRIOR", 0)  # it has seen this and nothing else
+    seen = [torch.from_numpy(usual[:, a : a + 64, b : b + 64]) for a in (0, 32, 64) for b in (0, 32, 64)]
+    measure(network, batch_norms(network), seen, 9)
+    far = []
+    for number, gain in enumerate((1.0, 1.5, 2.0, 3.0)):
+        path = make_geotiff(usual * gain + gain - 1, name=f"g{number}.tif")
+        far.append(drift(network, bundle.adapter, [str(path)], 8).distance)
+    assert far == sorted(far) and far[0] < 0.5 * far[-1]
+    out = tmp_path / "drift"
+    assert cli.run(["drift", str(model), str(path), "--out", str(out), "--crops", "4"]) == 0
+    assert float(capsys.readouterr().out) > 0
+    assert (out / "drift.svg").read_text().startswith("<svg") and "confidence" in (out / "drift.json").read_text()
+
+
+def test_style_learns_from_the_dressed_source(make_geotiff, tmp_path: Path) -> None:
+    source = squares_config(make_geotiff, tmp_path)
+    bands = adapter(channels=("red", "green", "blue"), tile=64, tile_overlap=16)
+    model = tiny_bundle(tmp_path / "m", bands)
+    dark = np.random.default_rng(1).normal(20, 5, (3, 80, 80)).astype(np.float32)
+    scene = make_geotiff(dark, name="dark.tif")
+    made = adapt(model, [str(scene)], tmp_path / "out", Request(("style",), QUICK, source))
+    old, new = load_bundle(model).build().state_dict(), load_bundle(made.bundle).build().state_dict()
+    assert made.notes["style"] == {"steps": 2, "looks": 8}
+    assert any(not torch.equal(old[name], new[name]) for name in old if name.endswith("weight"))
+    assert load_bundle(made.bundle).adapter == bands
