@@ -1,11 +1,13 @@
 """The configs for CT and MR: valid without the data, and with the data every patient is found and held out once."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from adapters.base import DomainAdapter
+from benchmarks.record import RESULTS
 from maskformer.config import ModelConfig
 from pipelines.config import RunConfig, load_config
 from pipelines.volumes.augmentation import SliceAugmentation
@@ -52,3 +54,9 @@ def test_every_patient_is_found_and_held_out_once(path: Path, shared_data: Path)
         assert case.labels.tolist() == list(range(len(adapter.classes))), "every class is in the first case"
         spacing = adapter.spacing
         assert spacing is not None and case.axes == (2,)
+
+
+def test_the_hippocampus_is_found_as_well_as_was_asked() -> None:
+    record = json.loads((RESULTS / "hippocampus.json").read_text())
+    assert record["patients"] == 12 and record["mask_model"]["dice"] >= record["goal"]["dice"]
+    assert record["unet"]["dice"] - record["mask_model"]["dice"] <= record["goal"]["dice_behind_unet"]
