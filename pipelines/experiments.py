@@ -149,7 +149,7 @@ def evaluate(
 
         return evaluate_volumes(bundle, config, out, Watch(on_progress, None))
     with LabelledData(config) as data:
-        places = data.split.test or _everything(data)
+        places = data.split.test or everything(data)
         tiles = Watch(on_progress, None).tiles("score")
         options = config.predict.model_copy(
             update={"task": config.predict.task or bundle.provenance.get("task") or default_task(bundle.adapter)}
@@ -223,7 +223,7 @@ def _train_one(
         watch.tiles(f"tune {wanted.preset}"),
     )
     scores = score(
-        model, data, split.test or _everything(data), settings, thresholds, watch.tiles(f"score {wanted.preset}")
+        model, data, split.test or everything(data), settings, thresholds, watch.tiles(f"score {wanted.preset}")
     )
     return Trained(model, model_config, options, settings, fitted, thresholds, scores)
 
@@ -243,11 +243,11 @@ def _trivial(data: LabelledData) -> dict[str, Any]:
     """The best that can be done without a network: constant answers and one tuned threshold."""
     split = data.split
     tuned_on = [data.view(place) for place in split.train]
-    scored_on = [data.view(place) for place in split.test or _everything(data)]
+    scored_on = [data.view(place) for place in split.test or everything(data)]
     return trivial_baselines(tuned_on, scored_on)
 
 
-def _everything(data: LabelledData) -> list[Place]:
+def everything(data: LabelledData) -> list[Place]:
     return [
         Place(index, (slice(0, scene.source.shape[0]), slice(0, scene.source.shape[1])))
         for index, scene in enumerate(data.scenes)

@@ -134,7 +134,7 @@ def _judge(
 
 
 def _scored(subject: Subject, config: RunConfig) -> dict[str, Any]:
-    from pipelines.experiments import _everything, score
+    from pipelines.experiments import everything, score
     from pipelines.labelled import LabelledData
     from pipelines.predictor import default_task
 
@@ -143,5 +143,5 @@ def _scored(subject: Subject, config: RunConfig) -> dict[str, Any]:
         update={"task": config.predict.task or subject.task or default_task(subject.adapter)}
     )
     with LabelledData(config) as data:
-        places = data.split.test or _everything(data)
+        places = data.split.test or everything(data)
         return score(deepcopy(subject.model), data, places, options, dict(subject.thresholds))

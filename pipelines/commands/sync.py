@@ -8,7 +8,7 @@ import typer
 
 NAME = "sync"
 LEFT = 3  # exit code: something waits still
-EXAMPLE = "Example: MLFLOW_TRACKING_URI=https://me:secret@mlflow.example.org maskbridge sync"
+EXAMPLE = "Example: maskbridge sync --to https://me:secret@mlflow.example.org"
 
 
 def command(

@@ -19,7 +19,10 @@ HEAVY = (
     "torch", "timm", "prefect", "mlflow", "monai", "rasterio", "geopandas", "pandas", "numpy", "scipy",
     "pydantic", "transformers", "segmentation_models_pytorch",
 )  # fmt: skip
-VERBS = ("plan", "train", "evaluate", "predict", "count", "demo", "inspect", "models", "convert", "export", "doctor")
+VERBS = (
+    "plan", "train", "evaluate", "predict", "count", "adapt", "drift", "demo", "inspect", "models", "promote",
+    "rollback", "sync", "convert", "export", "doctor",
+)  # fmt: skip
 
 
 def python(*words: str) -> subprocess.CompletedProcess[str]:
