@@ -174,5 +174,5 @@ def test_a_first_model_must_beat_what_needs_no_network(gate: Gate, make) -> None
     good = gate.judge(make())
     assert good.passed, good.refusal
     assert "baseline" in [verdict.rule for verdict in good.verdicts]
-    bad = gate.judge(make(colours.swap_bands))
+    bad = gate.judge(make(colours.drop_class))
     assert bad.refused_by == ("baseline",) and "it must be above" in says(bad, "baseline")
