@@ -23,6 +23,7 @@ from pipelines.scene import ScenePlan
 log = logging.getLogger(__name__)
 
 SHARDS = ".shards"
+LOCK = ".lock"  # suffix of the files that a shard's worker locks
 ATTEMPTS = 100  # at a folder that other runs make and remove
 
 
@@ -83,18 +84,24 @@ def work_folder(plan: ScenePlan, out: str | Path) -> Path:
 
 @contextmanager
 def held(plan: ScenePlan, out: str | Path) -> Iterator[WorkFolder]:
-    """`hold` for a block. Shards stay where the block fails or does not release the folder itself: they are resumed."""
+    """`hold` for a block. Shards stay where the block fails or does not release the folder itself: they are resumed.
+
+    A folder in which not one was finished is removed.
+    """
     work = hold(plan, out)
     try:
         yield work
     finally:
+        with suppress(OSError):  # released within the block, and gone
+            nothing = all(file.suffix == LOCK for file in work.path.iterdir())
+            work.release(discard=nothing)
         work.release(discard=False)
 
 
 @contextmanager
 def alone_with(work: Path, number: int) -> Iterator[None]:
     """Wait until nobody else computes shard `number`."""
-    handle = os.open(work / f"shard-{number:04d}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(work / f"shard-{number:04d}{LOCK}", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _lock(handle, fcntl.LOCK_EX)
         yield

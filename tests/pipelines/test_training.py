@@ -234,10 +234,11 @@ def test_real_models_learn_and_resume(tmp_path: Path, architecture: str) -> None
 def test_a_signal_to_the_whole_group_saves_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     seen: list[psutil.Process] = []
+    others = set(psutil.Process().children(recursive=True))  # of other tests
 
     def to_everyone(row: dict[str, float]) -> None:
         if row["step"] == 2:
-            seen.extend(psutil.Process().children(recursive=True))
+            seen.extend(set(psutil.Process().children(recursive=True)) - others)
             for process in [*seen, psutil.Process()]:
                 process.send_signal(number)
 
