@@ -5,6 +5,7 @@ The shared part of `hippocampus`, `sarcoma_ct` and `sarcoma_mr`, which need ../s
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -34,7 +35,9 @@ def cross_validate(name: str, path: Path, goal: dict[str, float]) -> None:
     folder = Path(tempfile.gettempdir()) / f"maskbridge-{name}-{config_hash(path)[:8]}"
     begun = any(folder.glob("**/checkpoint.pt"))  # of a run that was interrupted
     metrics = train(config, folder, resume=begun).metrics
-    shutil.rmtree(folder)
+    kept = folder.with_name(f"{folder.name}-done")  # models to look at; the next run begins anew
+    shutil.rmtree(kept, ignore_errors=True)
+    folder.rename(kept)
     both = {"mask_model": metrics, "unet": metrics["baseline"]["unet"]}
     values = {
         "goal": goal,
@@ -42,12 +45,13 @@ def cross_validate(name: str, path: Path, goal: dict[str, float]) -> None:
         "steps": {"mask_model": config.train.steps, "unet": config.baseline and config.baseline.steps},
         "patients": metrics["counts"]["patients"],
         "tolerance_mm": metrics["tolerance_mm"],
+        "load_average": round(os.getloadavg()[2], 1),  # beyond the number of cores, others were at work too
         **{key: scores_of(one) for key, one in both.items()},
         "dice_mask_model_minus_unet": paired(both["mask_model"], both["unet"]),
     }
     written = write_result(name, path, values)
     print(table(values))
-    print(written)
+    print(written, kept)
 
 
 def scores_of(metrics: dict[str, Any]) -> dict[str, Any]:
