@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,8 @@ class DomainAdapter:
         as channels. volume: grid, planes, series and nesting of volumes; spacing is then along the axes of its
         orientation. points: how labels that are points become masks; an adapter with it counts, and evaluation adds
         the scores of counting. photos: pictures are read as people see them (upright, 8-bit colour), not as rasters.
+    stretch: percentiles (low, high) of each whole picture, never of a tile, that become 0 and 255 before the channels'
+        own scale: for pictures whose exposure means nothing (microscopy). None leaves the values alone.
     """
 
     name: str
@@ -70,6 +72,7 @@ class DomainAdapter:
     points: PointRule | None = None
     volume: VolumeRules | None = None
     photos: bool = False
+    stretch: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         what = f"adapter '{self.name}'"
@@ -95,6 +98,8 @@ class DomainAdapter:
                 raise InputError(f"{what}: spacing: expected three lengths in mm, found {self.spacing!r}")
             spacing = tuple(_positive(v, f"{what}: spacing") for v in self.spacing)
             object.__setattr__(self, "spacing", spacing)
+        if self.stretch is not None:
+            object.__setattr__(self, "stretch", _percentiles(self.stretch, f"{what}: stretch"))
 
     def _check_volume(self, what: str) -> None:
         if self.volume is None:
@@ -151,7 +156,8 @@ class DomainAdapter:
         data["classes"] = self.classes.to_dict()
         data["volume"] = None if self.volume is None else self.volume.to_dict()
         data["points"] = None if self.points is None else self.points.to_dict()
-        data["spacing"] = None if self.spacing is None else list(self.spacing)
+        for key in ("spacing", "stretch"):
+            data[key] = None if data[key] is None else list(data[key])
         return data
 
     @classmethod
@@ -206,3 +212,12 @@ def _positive(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
         raise InputError(f"{what}: expected a number above 0, found {value!r}")
     return float(value)
+
+
+def _percentiles(value: Any, what: str) -> tuple[float, float]:
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
+        raise InputError(f"{what}: expected two percentiles, found {value!r}")
+    low, high = value
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value) or not 0 <= low < high <= 100:
+        raise InputError(f"{what}: expected percentiles 0 <= low < high <= 100, found {value!r}")
+    return float(low), float(high)

@@ -20,9 +20,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from adapters.errors import InputError
 
-# Sides of the source window relative to the crop: objects appear 0.75 to 1.33 times their size. Wider ranges
-# would change the ground resolution by more than one scene differs from the next of the same sensor.
-SCALE = (0.75, 4 / 3)
+# Sides of the source window relative to the crop. "scale": objects appear 0.75 to 1.33 times their size; more would
+# change the ground resolution by more than one scene differs from the next of the same sensor. "scale_wide" is for
+# pictures that come at any magnification.
+SCALES = {"scale": (0.75, 4 / 3), "scale_wide": (0.5, 2.0)}
 
 
 class QuarterTurns(v2.Transform):
@@ -78,20 +79,33 @@ class Noise(v2.Transform):
         return tv_tensors.wrap(inpt + params["deviation"] * torch.randn_like(inpt), like=inpt)
 
 
+class Negative(v2.Transform):
+    """Half of the pictures as their negative, mirrored at the data's mean: light on dark teaches dark on light."""
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"sign": 1 - 2 * int(torch.randint(2, ()))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return tv_tensors.wrap(inpt * params["sign"], like=inpt)
+
+
 TRANSFORMS: dict[str, Callable[[], v2.Transform]] = {
     "flip": lambda: v2.Compose([v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]),
     "mirror": v2.RandomHorizontalFlip,  # street level: left and right only
     "rotate": QuarterTurns,
+    "negative": Negative,
     "colour": ChannelJitter,
     "noise": Noise,
 }
-NAMES = ("scale", *TRANSFORMS)  # "scale" is done by the window that is read, see `Augmentation.extent`
+NAMES = (*SCALES, *TRANSFORMS)  # scales are done by the window that is read, see `Augmentation.extent`
 
 
 class Augmentation:
     """Named random transforms of one crop. Draws from torch's CPU generator, extents from the given one."""
 
-    def __init__(self, names: Sequence[str] = (), scale: tuple[float, float] = SCALE) -> None:
+    def __init__(self, names: Sequence[str] = ()) -> None:
         """Raises InputError for an unknown name."""
         for name in names:
             if name not in NAMES:
@@ -99,7 +113,7 @@ class Augmentation:
                 hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(NAMES)}"
                 raise InputError(f"train.augment: unknown augmentation {name!r}; {hint}")
         self.names = tuple(names)
-        self.scale = scale if "scale" in names else (1.0, 1.0)
+        self.scale = max((SCALES[name] for name in names if name in SCALES), key=lambda s: s[1], default=(1.0, 1.0))
         # In the order of TRANSFORMS whatever the config's order: geometry first, colour last.
         self.transform = v2.Compose([make() for name, make in TRANSFORMS.items() if name in names] or [_same])
 

@@ -76,6 +76,7 @@ class CountJob(PictureJob):
     def film(self, path: Path, folder: Path) -> dict[str, Any]:
         from pipelines.count_files import write_picture_files
         from pipelines.count_report import chart
+        from pipelines.sources import with_contrast
         from pipelines.sources.video import FrameSource, frames
 
         rows: list[dict[str, Any]] = []
@@ -84,7 +85,7 @@ class CountJob(PictureJob):
             if frame.pixels is None:
                 broken += 1
                 continue
-            source = FrameSource(path, frame.pixels, self.adapter.channels)
+            source = with_contrast(FrameSource(path, frame.pixels, self.adapter.channels), self.adapter)
             result = self.counter.count(source)
             place = {"image": f"{path.name}#{frame.seconds:.2f}s", "shape": list(source.shape), "sha256": ""}
             rows.append({**place, "seconds": round(frame.seconds, 3), **self._facts(result)})

@@ -18,11 +18,15 @@ from pipelines.promotion.policy import Verdict
 
 NEAR = 0.01  # of a resolution
 LOOK = 256  # pixels a side that are compared band by band
-EXACT = ("overlap", "covers", "context_slices", "photos", "volume")
+EXACT = ("overlap", "covers", "context_slices", "photos", "stretch", "volume")
 
 
 def check_signature(candidate: DomainAdapter, champion: DomainAdapter | None, parts: Sequence[Part]) -> Verdict:
     """Whether `candidate` can take the place of `champion`; without one, whether it can read the data at all."""
+    if champion is not None and (candidate.volume is None) != (champion.volume is None):
+        kinds = ["scenes" if one.volume is None else "volumes" for one in (candidate, champion)]
+        says = f"a model of {kinds[0]}, the champion is one of {kinds[1]}"
+        return Verdict("signature", False, says, {"faults": [says]})
     faults = _readable(candidate, parts)
     if champion is not None:
         faults = [*_classes(candidate, champion), *_channels(candidate, champion), *_rest(candidate, champion), *faults]

@@ -31,10 +31,23 @@ def open_source(path: str | Path, channels: ChannelSet | None = None) -> Source:
 
 
 def open_for(path: str | Path, adapter: DomainAdapter) -> Source:
-    """Open a scene as the adapter sees it: its channels, at its resolution where it asks for one.
+    """Open a scene as the adapter sees it: its channels, at its resolution and with the contrast it asks for.
 
     An adapter of photos, or one that counts, sees them as people do: upright, in 8 bits, greyscale as colour.
     """
+    return with_contrast(_open_unstretched(path, adapter), adapter)
+
+
+def with_contrast(source: Source, adapter: DomainAdapter) -> Source:
+    """The source with its own contrast where the adapter asks for that; else the source itself."""
+    if adapter.stretch is None:
+        return source
+    from pipelines.sources.stretched import StretchedSource
+
+    return StretchedSource(source, adapter.stretch)
+
+
+def _open_unstretched(path: str | Path, adapter: DomainAdapter) -> Source:
     if (adapter.photos or adapter.points is not None) and adapter.resolution is None:
         from pipelines.sources.picture import PictureSource, is_picture
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import InputError
-from pipelines.augmentation import NAMES, SCALE, Augmentation, resize
+from pipelines.augmentation import NAMES, SCALES, Augmentation, resize
 
 GEOMETRY = ("flip", "mirror", "rotate")
 
@@ -79,6 +79,17 @@ def test_jitter_is_as_strong_as_it_says() -> None:
     assert min(strengths) >= 0 and 0.08 < max(strengths) < 0.13
 
 
+def test_half_of_the_crops_become_negatives() -> None:
+    image, planes, present = crop(3, 16)
+    torch.manual_seed(0)
+    change = Augmentation(["negative"])
+    seen = [change(image, planes, present, 16) for _ in range(60)]
+    negative = [torch.equal(picture, -image) for picture, _, _ in seen]
+    assert all(torch.equal(picture, image) or flag for (picture, _, _), flag in zip(seen, negative))
+    assert 15 < sum(negative) < 45
+    assert all(torch.equal(same, planes) for _, same, _ in seen)
+
+
 def test_no_name_no_change() -> None:
     image, planes, present = crop(3, 16)
     image = image + torch.randn(3, 16, 16) * present
@@ -87,10 +98,12 @@ def test_no_name_no_change() -> None:
     assert Augmentation().extent(16, np.random.default_rng(0)) == 16
 
 
-def test_scale_draws_the_window() -> None:
+@pytest.mark.parametrize("names", [["scale"], ["scale_wide"], ["scale_wide", "scale"]])
+def test_scale_draws_the_window(names: list[str]) -> None:
     generator = np.random.default_rng(0)
-    extents = [Augmentation(["scale"]).extent(300, generator) for _ in range(500)]
-    assert 300 * SCALE[0] <= min(extents) < 240 and 380 < max(extents) <= 300 * SCALE[1]
+    extents = [Augmentation(names).extent(300, generator) for _ in range(800)]
+    low, high = SCALES[names[0]]
+    assert 300 * low <= min(extents) < 300 * low * 1.05 and 300 * high * 0.95 < max(extents) <= 300 * high
     assert abs(np.mean(np.log(np.array(extents) / 300))) < 0.03  # as often larger as smaller
 
 
