@@ -73,6 +73,7 @@ class VolumeRules:
         the whole volume first, robustly. Never to a slice.
     inside: class name -> name of the class it lies in: a voxel labelled with the inner class belongs to the outer
         one as well (enhancing -> core -> whole tumour; lesion -> liver).
+    flatten: divide MR by the smooth field of its coil first, estimated for each volume (`pipelines.volumes.bias`).
     """
 
     orientation: str | None = "RAS"
@@ -80,6 +81,7 @@ class VolumeRules:
     series: SeriesRule = field(default_factory=SeriesRule)
     intensity: Intensity = "dataset"
     inside: Mapping[str, str] = field(default_factory=dict)
+    flatten: bool = False
 
     def __post_init__(self) -> None:
         if self.orientation is not None:
@@ -97,12 +99,15 @@ class VolumeRules:
         if not isinstance(self.series, SeriesRule):
             raise InputError(f"volume: series: expected a SeriesRule, found {self.series!r}")
         one_of(self.intensity, "volume: intensity", ("dataset", "volume"))
+        if not isinstance(self.flatten, bool):
+            raise InputError(f"volume: flatten: expected true or false, found {self.flatten!r}")
         object.__setattr__(self, "inside", dict(self.inside))
         for name in self.inside:
             self.outer(name)
 
     def __hash__(self) -> int:
-        return hash((self.orientation, self.planes, self.series, self.intensity, tuple(sorted(self.inside.items()))))
+        nested = tuple(sorted(self.inside.items()))
+        return hash((self.orientation, self.planes, self.series, self.intensity, nested, self.flatten))
 
     def outer(self, name: str) -> list[str]:
         """The classes a class lies in, innermost first; InputError where they go round in a circle."""

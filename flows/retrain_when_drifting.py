@@ -17,7 +17,7 @@ from prefect.states import Completed, State
 from flows.artifacts import show_table
 from flows.runs import begin, is_bad_luck, pinned
 from pipelines.config import RunConfig
-from pipelines.input_statistics import DriftLimits
+from pipelines.drift.bands import DriftLimits
 from pipelines.new_scenes import SceneSearch
 
 DRIFTED = "maskbridge.drifted"
@@ -26,9 +26,9 @@ DRIFTED = "maskbridge.drifted"
 @task(name="compare", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=is_bad_luck, cache_policy=NO_CACHE)
 def compare_task(model: str, scenes: list[str], limits: DriftLimits) -> dict[str, Any]:
     from pipelines.bundle import load_bundle
-    from pipelines.input_statistics import drift_of, drifted
+    from pipelines.drift.bands import bands_of, drifted
 
-    rows = drift_of(scenes, load_bundle(model, check_shapes=False).adapter)
+    rows = bands_of(scenes, load_bundle(model, check_shapes=False).adapter)
     return {"scenes": len(scenes), "drifted": drifted(rows, limits), "bands": [row.to_dict() for row in rows]}
 
 

@@ -118,6 +118,9 @@ class TrainOptions(Strict):
     layer_decay: float | None = Field(
         None, gt=0, le=1, description="of the backbone's rate, for each of its stages nearer to the picture"
     )
+    low_rank: int | None = Field(
+        None, gt=0, description="rank of the change of the backbone's weights; needs the extra `low-rank`"
+    )
     augment: tuple[str, ...] = ("flip", "rotate", "scale", "colour")
     workers: int = Field(1, ge=0)
     cache_mb: int = Field(4096, ge=0, description="volumes: memory for prepared cases; the rest lies in files")
@@ -128,6 +131,8 @@ class TrainOptions(Strict):
     def _one_length(self) -> TrainOptions:
         if (self.minutes is None) == (self.steps is None):
             raise ValueError("give either `minutes` or `steps`")
+        if self.low_rank and "backbone" in self.freeze:
+            raise ValueError("`low_rank` trains the backbone: leave it out of `freeze`")
         return self
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from torch import nn
 from adapters.errors import InputError
 from maskformer.config import ModelConfig
 from maskformer.losses import build_criterion
+from pipelines.adaptation.reference import remember
 from pipelines.assembly import predict_in_memory
 from pipelines.bundle import load_bundle, save_bundle
 from pipelines.checkpoints import NAME as CHECKPOINT
 from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
-from pipelines.datasets import CropDataset, Part
+from pipelines.datasets import CropDataset, Part, Sampling
 from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
 from pipelines.labelled import LabelledData, load_adapter
 from pipelines.predictor import Predictor, default_task, settle
@@ -48,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Trained:
-    """One network after training: its thresholds and scores on the held-out place."""
+    """One network after training: its thresholds and scores on the held-out place, what it remembers of its data."""
 
     model: nn.Module
     config: ModelConfig
@@ -57,6 +58,7 @@ class Trained:
     fitted: FitResult
     thresholds: dict[str, float]
     scores: dict[str, Any]
+    reference: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def _train_one(
         # The earlier run may have ended before this network's turn came.
         begun = resume and (checkpoints / CHECKPOINT).exists()
         fitted = fit(model, criterion, dataset, options, checkpoints, on_row, resume=begun)
+    with closing(CropDataset(parts, data.adapter, options.crop, (), options.seed, Sampling(objects=0))) as plain:
+        reference = remember(model, plain, data.adapter)
     # Objects of a per-pixel network are the regions of its class map.
     task = "semantic" if model_config.architecture == "unet" else config.predict.task
     settings = config.predict.model_copy(update={"task": task or default_task(data.adapter)})
@@ -225,7 +229,7 @@ def _train_one(
     scores = score(
         model, data, split.test or everything(data), settings, thresholds, watch.tiles(f"score {wanted.preset}")
     )
-    return Trained(model, model_config, options, settings, fitted, thresholds, scores)
+    return Trained(model, model_config, options, settings, fitted, thresholds, scores, reference)
 
 
 def baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:
@@ -290,6 +294,7 @@ def _save(
         "task": trained.predict.task,
         "training": training_facts(trained),
         "history": trained.fitted.history,
+        "reference": trained.reference,
         "baseline_history": beside.fitted.history if beside else [],
         "places": _places(data),
         "labels": [scene.annotations.report for scene in data.scenes],

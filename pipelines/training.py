@@ -27,7 +27,7 @@ from adapters.errors import InputError
 from maskformer.annealing import set_progress
 from maskformer.model import freeze, param_groups
 from maskformer.targets import check_labels
-from pipelines import checkpoints
+from pipelines import checkpoints, low_rank
 from pipelines.config import TrainOptions
 from pipelines.devices import choose_device, choose_precision
 from pipelines.interruption import Interrupted, stop_requests
@@ -98,6 +98,8 @@ def fit(
     file.parent.mkdir(parents=True, exist_ok=True)
     if file.exists() and not resume:
         raise InputError(f"{file}: a run is here already; resume it, or choose another folder")
+    if options.low_rank:
+        low_rank.attach(model, options.low_rank, options.seed)
     run = _Run(model, criterion, dataset, options, file, on_progress or (lambda row: None))
     try:
         if resume:
@@ -120,6 +122,8 @@ def fit(
         run.keep_final_weights()
     finally:
         run.release()
+        if options.low_rank:
+            low_rank.merge(model)
     place = run.position
     return FitResult(place.step, place.seconds, place.history, file, place.best)
 

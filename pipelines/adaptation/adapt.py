@@ -1,4 +1,4 @@
-"""`maskbridge adapt`: strategies in their order over the scenes of a target, a verdict where labels exist, a bundle.
+"""`maskbridge adapt`: strategies in their order over the data of a target, a verdict where labels exist, a bundle.
 
 Labels are read only to score, from a config named for that alone, after the adaptation is over.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 from adapters.errors import InputError
 from pipelines.adaptation.input_statistics import input_statistics
 from pipelines.adaptation.norm_statistics import norm_statistics
+from pipelines.adaptation.resolution import resolution
 from pipelines.adaptation.self_training import self_training
 from pipelines.adaptation.style import style
 from pipelines.adaptation.target import Effort, Subject, Target
 from pipelines.adaptation.test_time import test_time
+from pipelines.adaptation.verdict import Verdict, compare, measured
 from pipelines.bundle import Bundle, load_bundle, save_bundle
 from pipelines.config import RunConfig
 
@@ -27,15 +28,15 @@ log = logging.getLogger(__name__)
 
 Strategy = Callable[[Subject, Target], Subject]
 STRATEGIES: dict[str, Strategy] = {
+    "resolution": resolution,
     "input_statistics": input_statistics,
     "norm_statistics": norm_statistics,
     "self_training": self_training,
     "test_time": test_time,
 }
 STYLE = "style"  # alone needs the source's labelled data
-NAMES = ("input_statistics", "norm_statistics", STYLE, "self_training", "test_time")
-USUAL = ("input_statistics", "norm_statistics")
-MAIN = ("f1_50", "miou")  # the score that decides, the first that the scoring gave
+NAMES = ("resolution", "input_statistics", "norm_statistics", STYLE, "self_training", "test_time")
+USUAL = ("resolution", "input_statistics", "norm_statistics")
 
 
 @dataclass(frozen=True)
@@ -54,40 +55,66 @@ class Request:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """bundle: the adapted model's folder, None where it was judged no better and so not written.
+    """bundle: the adapted model's folder, None where it was not shown to be better and so not written.
 
-    scores: by "source only", "adapted" and "upper bound"; empty without labels. better: None where nobody could tell.
+    scores: by "source only", "adapted" and "upper bound"; empty without labels, as is the verdict then.
     """
 
     bundle: Path | None
     notes: dict[str, Any]
-    better: bool | None = None
-    metric: str | None = None
+    verdict: Verdict = Verdict(None, None, {})  # noqa: RUF009  (frozen)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def better(self) -> bool | None:
+        """None where nobody could tell."""
+        return self.verdict.better
 
 
 def adapt(model: str | Path, scenes: Sequence[str], out: str | Path, request: Request = Request()) -> Adaptation:
-    """Adapt a bundle to `scenes`, of which only pixels are read; the source bundle is never written to.
+    """Adapt a bundle to `scenes` (studies for a model of volumes), of which only pixels are read.
 
-    Raises InputError for an unknown strategy, a model of volumes, or an `out` that is the source model's own folder.
+    The source bundle is never written to. Raises InputError for an unknown strategy, one that this kind of model has
+    not, or an `out` that is the source model's own folder.
     """
     bundle = load_bundle(model)
-    steps = _steps(request)
-    if bundle.adapter.volume is not None:
-        raise InputError(f"{model}: is a model of volumes; adapt works on scenes and pictures so far")
     if Path(out).resolve() == bundle.folder.resolve():
         raise InputError(f"{out}: is the source model itself; choose another folder, so that it stays")
-    target = Target(tuple(scenes), request.effort)
-    subject = Subject(bundle.build(), bundle.adapter, bundle.thresholds, bundle.provenance.get("task"))
-    for name, strategy in steps:
+    subject = apply(subject_of(bundle), Target(tuple(scenes), request.effort), request)
+    scores, verdict = _judge(bundle, subject, request)
+    if request.scored_on is not None and not verdict.better:
+        return Adaptation(None, _notes(subject, request), verdict, scores)
+    return Adaptation(save(subject, bundle, out, request, scores, verdict), _notes(subject, request), verdict, scores)
+
+
+def subject_of(bundle: Bundle) -> Subject:
+    """The bundle's model before any adaptation."""
+    known = not bundle.config.freeze_batch_norm or bool(bundle.provenance.get("reference"))
+    return Subject(bundle.build(), bundle.adapter, bundle.thresholds, bundle.provenance.get("task"), norms_known=known)
+
+
+def apply(subject: Subject, target: Target, request: Request) -> Subject:
+    """The subject after the request's strategies, in their order of cost. InputError as `adapt`."""
+    for name, strategy in _steps(request):
         subject = strategy(subject, target)
         log.info("%s: %s", name, subject.notes.get(name))
-    scores, better, metric = _judge(bundle, subject, request)
-    notes = {"strategies": list(request.strategies), **subject.notes}
-    if better is False:
-        return Adaptation(None, notes, better, metric, scores)
-    account = {"from": bundle.digest, **notes, "metric": metric, "scores": scores, "better": better}
-    folder = save_bundle(
+    return subject
+
+
+def save(
+    subject: Subject,
+    bundle: Bundle,
+    out: str | Path,
+    request: Request,
+    scores: dict[str, dict[str, Any]] | None = None,
+    verdict: Verdict | None = None,
+) -> Path:
+    """Write the adapted model as a bundle that says what it comes from and what was done to it."""
+    account: dict[str, Any] = {"from": bundle.digest, **_notes(subject, request), "scores": scores or {}}
+    if verdict is not None and verdict.metric is not None:
+        found = {name: one.to_dict() for name, one in verdict.differences.items()}
+        account |= {"metric": verdict.metric, "better": verdict.better, "differences": found}
+    return save_bundle(
         out,
         subject.model.cpu(),
         subject.adapter,
@@ -95,7 +122,10 @@ def adapt(model: str | Path, scenes: Sequence[str], out: str | Path, request: Re
         provenance={**_inherited(bundle), "adaptation": account},
         thresholds=subject.thresholds,
     )
-    return Adaptation(folder, notes, better, metric, scores)
+
+
+def _notes(subject: Subject, request: Request) -> dict[str, Any]:
+    return {"strategies": list(request.strategies), **subject.notes}
 
 
 def _steps(request: Request) -> list[tuple[str, Strategy]]:
@@ -111,37 +141,17 @@ def _steps(request: Request) -> list[tuple[str, Strategy]]:
 
 
 def _inherited(bundle: Bundle) -> dict[str, Any]:
-    """Of the source's provenance what is still true: its name, its task, and where it has learned."""
-    return {key: bundle.provenance[key] for key in ("name", "task", "places") if key in bundle.provenance}
+    """Of the source's provenance what is still true: its name, task and memory, and where it has learned."""
+    kept = ("name", "task", "places", "cases", "reference")
+    return {key: bundle.provenance[key] for key in kept if key in bundle.provenance}
 
 
-def _judge(
-    bundle: Bundle, subject: Subject, request: Request
-) -> tuple[dict[str, dict[str, Any]], bool | None, str | None]:
+def _judge(bundle: Bundle, subject: Subject, request: Request) -> tuple[dict[str, dict[str, Any]], Verdict]:
     """Scores side by side on the labelled target, and whether the adapted model is the better one."""
     if request.scored_on is None:
-        return {}, None, None
-    source = Subject(bundle.build(), bundle.adapter, bundle.thresholds, subject.task)
-    scores = {"source only": _scored(source, request.scored_on), "adapted": _scored(subject, request.scored_on)}
+        return {}, Verdict(None, None, {})
+    source, adapted = measured(subject_of(bundle), request.scored_on), measured(subject, request.scored_on)
+    scores = {"source only": source.scores, "adapted": adapted.scores}
     if request.upper_bound is not None:
-        best = load_bundle(request.upper_bound)
-        taught = Subject(best.build(), best.adapter, best.thresholds, best.provenance.get("task"))
-        scores["upper bound"] = _scored(taught, request.scored_on)
-    metric = next((name for name in MAIN if isinstance(scores["source only"].get(name), int | float)), None)
-    if metric is None:
-        return scores, None, None
-    return scores, scores["adapted"][metric] > scores["source only"][metric], metric
-
-
-def _scored(subject: Subject, config: RunConfig) -> dict[str, Any]:
-    from pipelines.experiments import everything, score
-    from pipelines.labelled import LabelledData
-    from pipelines.predictor import default_task
-
-    config = config.model_copy(update={"adapter": subject.adapter.to_dict()})
-    options = config.predict.model_copy(
-        update={"task": config.predict.task or subject.task or default_task(subject.adapter)}
-    )
-    with LabelledData(config) as data:
-        places = data.split.test or everything(data)
-        return score(deepcopy(subject.model), data, places, options, dict(subject.thresholds))
+        scores["upper bound"] = measured(subject_of(load_bundle(request.upper_bound)), request.scored_on).scores
+    return scores, compare(source, adapted)

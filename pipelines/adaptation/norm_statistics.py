@@ -1,32 +1,39 @@
 """Batch norms' running statistics measured again on the target (AdaBN, Li et al. 2016). No weight is learned.
 
+It needs norms whose statistics are those of the model's own training data, so that swapping them puts the target where
+the source was. A backbone with frozen norms carries ImageNet's instead; `restate`, which training ends with, writes
+the training data's into it without moving an output.
+
 A share of the old statistics stays, for a few crops say little about many channels (Schneider et al. 2020): the target
 counts as n crops against `PRIOR` of the source.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipelines.adaptation.target import Subject, Target, crops
+from pipelines.adaptation.target import Subject, Target
+from pipelines.predictor import batched
 
 PRIOR = 16
+BATCH = 16
 
 
 def norm_statistics(subject: Subject, target: Target) -> Subject:
-    """The subject with other running means and variances; as it is where the network has no batch norm."""
+    """The subject with other running means and variances; as it is where it has no norms that know the source."""
     norms = batch_norms(subject.model)
-    effort = target.effort
-    if norms:
-        with target.opened(subject.adapter) as sources:
-            images = list(crops(sources, subject.adapter, effort.crops, effort.seed))
-        measure(subject.model, norms, images, effort.batch)
-    share = round(effort.crops / (effort.crops + PRIOR), 3)
-    note = {"batch_norms": len(norms), "share_of_target": share if norms else 0.0}
+    if not norms or not subject.norms_known:
+        why = "its norms are frozen at another data set's statistics" if norms else "the network has no batch norm"
+        return replace(subject, notes=subject.noted("norm_statistics", {"left_out": why}))
+    images = target.crops(subject.adapter)
+    measure(subject.model, norms, images)
+    share = round(len(images) / (len(images) + PRIOR), 3)
+    note = {"batch_norms": len(norms), "share_of_target": share}
     return replace(subject, notes=subject.noted("norm_statistics", note))
 
 
@@ -36,7 +43,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, norms: list[_BatchNorm], images: list[torch.Tensor], batch: int) -> None:
+def measure(model: nn.Module, norms: Sequence[_BatchNorm], images: Sequence[Tensor], batch: int = BATCH) -> None:
     """Replace running statistics by the mean over `images` (C, H, W each), mixed with the old ones; eval mode after."""
     share = len(images) / (len(images) + PRIOR)
     before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
@@ -46,11 +53,54 @@ def measure(model: nn.Module, norms: list[_BatchNorm], images: list[torch.Tensor
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
         norm.train()
-    for start in range(0, len(images), batch):
-        model(torch.stack(images[start : start + batch]))
+    for group in batched(iter(images), batch, lambda image: image.shape):
+        model(torch.stack(group))
     for norm, old, momentum in zip(norms, before, momenta, strict=True):
         for name, value in norm.named_buffers():
             if name in ("running_mean", "running_var"):
                 value.mul_(share).add_(old[name], alpha=1 - share)
         norm.momentum = momentum
     model.eval()
+
+
+@torch.no_grad()
+def moments(model: nn.Module, norms: Sequence[_BatchNorm], images: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Mean and variance (C,), float64, of what each norm is given when the model looks at `images` in eval mode."""
+    sums: dict[int, list[Tensor]] = {}
+
+    def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
+        x = given[0].float()
+        variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1], correction=0)
+        variance, mean = variance.cpu().double(), mean.cpu().double()  # not every device has float64
+        sums.setdefault(id(norm), []).append(torch.stack((mean, variance + mean**2)))
+
+    model.eval()
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    try:
+        for image in images:
+            model(image[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = [torch.stack(sums[id(norm)]).mean(0) for norm in norms]
+    return [(mean, (square - mean**2).clamp(min=0)) for mean, square in found]
+
+
+@torch.no_grad()
+def restate(model: nn.Module, images: Sequence[Tensor]) -> int:
+    """Make the running statistics those of `images`, and scale and bias such that the output stays; how many norms.
+
+    y = g (x - m) / s + b is also g' (x - m') / s' + b' with g' = g s' / s and b' = b + g (m' - m) / s.
+    """
+    norms = [norm for norm in batch_norms(model) if norm.affine]
+    for norm, (mean, variance) in zip(norms, moments(model, norms, images), strict=True):
+        weight, bias, old_mean, old_variance = (
+            x.cpu().double()  # type: ignore[union-attr]
+            for x in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
+        scale = weight / (old_variance + norm.eps).sqrt()
+        norm.bias.copy_(bias + scale * (mean - old_mean))
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+        norm.running_var.copy_(variance)  # type: ignore[union-attr]
+    return len(norms)

@@ -31,6 +31,8 @@ from pipelines.tuning import LOWEST_SCORE
 
 EMA = 0.98  # a round is some hundred steps: a longer memory would still hold the teacher it began with
 STRONG = ("flip", "rotate", "scale", "colour", "noise")
+STRONG_SLICES = ("rotate", "scale", "colour")
+MOST_SIDE = 320  # of a crop of slices
 
 
 def self_training(subject: Subject, target: Target, trust: Trust = Trust()) -> Subject:  # noqa: B008  (frozen)
@@ -39,17 +41,11 @@ def self_training(subject: Subject, target: Target, trust: Trust = Trust()) -> S
     Raises InputError where the teacher finds no object it may teach: nothing can be learned from nothing.
     """
     teacher, rows = subject.model, []
+    learn = _learn_studies if subject.adapter.volume is not None else _learn_scenes
     for number in range(target.effort.rounds):
-        parts, counts = _lessons(replace(subject, model=teacher), target, trust)
-        if not counts["taught"]:
-            raise InputError(
-                f"self_training: in round {number + 1} the teacher finds no object it is sure of "
-                f"({counts['doubtful']} doubtful ones); try input_statistics and norm_statistics first"
-            )
         student = deepcopy(teacher)
-        _learn(student, parts, subject, target.effort, number)
+        rows.append(learn(student, replace(subject, model=teacher), target, trust, number))
         teacher = student
-        rows.append(counts)
     return replace(subject, model=teacher, notes=subject.noted("self_training", {"rounds": rows}))
 
 
@@ -90,12 +86,45 @@ def _lessons(subject: Subject, target: Target, trust: Trust) -> tuple[list[Part]
     return parts, counts
 
 
-def _learn(student: Any, parts: list[Part], subject: Subject, effort: Effort, number: int) -> None:
-    side = max(subject.adapter.tile // 32, 1) * 32
-    options = TrainOptions(
-        steps=effort.steps, batch=effort.batch, crop=side, seed=effort.seed + number, workers=0, ema=EMA, clip=1.0,
-        learning_rate=effort.learning_rate, backbone_multiplier=0.6,
-    )  # fmt: skip
-    crops = CropDataset(parts, subject.adapter, side, STRONG, options.seed)
+def _learn_scenes(student: Any, teacher: Subject, target: Target, trust: Trust, number: int) -> dict[str, int]:
+    parts, counts = _lessons(teacher, target, trust)
+    _check(counts, number)
+    side = max(teacher.adapter.tile // 32, 1) * 32
+    options = train_options(target.effort, side, target.effort.seed + number)
+    crops = CropDataset(parts, teacher.adapter, side, STRONG, options.seed)
     with closing(crops), tempfile.TemporaryDirectory() as folder:
         fit(student, build_criterion(student.config), MixedCrops(crops, seed=options.seed), options, folder)
+    return counts
+
+
+def _learn_studies(student: Any, teacher: Subject, target: Target, trust: Trust, number: int) -> dict[str, int]:
+    from pipelines.adaptation.studies import CACHE_MB, lessons
+    from pipelines.volumes.dataset import SliceDataset
+    from pipelines.volumes.prepared import Keeper
+
+    with closing(Keeper(CACHE_MB << 20)) as keeper:
+        cases, counts = lessons(teacher, target, keeper)
+        _check(counts, number)
+        sides = [side for case in cases for axis in case.axes for side in case.slices(axis).shape[1:]]
+        side = max(min(max(sides), MOST_SIDE) // 32, 1) * 32
+        options = train_options(target.effort, side, target.effort.seed + number)
+        crops = SliceDataset(cases, teacher.adapter, side, STRONG_SLICES, options.seed)
+        with tempfile.TemporaryDirectory() as folder:
+            fit(student, build_criterion(student.config), crops, options, folder)
+    return counts
+
+
+def _check(counts: dict[str, int], number: int) -> None:
+    if not counts["taught"]:
+        raise InputError(
+            f"self_training: in round {number + 1} the teacher finds no object it is sure of "
+            f"({counts['doubtful']} doubtful ones); try input_statistics and norm_statistics first"
+        )
+
+
+def train_options(effort: Effort, side: int, seed: int) -> TrainOptions:
+    """Of a student: some hundred steps on crops of `side`, a memory that fits them."""
+    return TrainOptions(
+        steps=effort.steps, batch=effort.batch, crop=side, seed=seed, workers=0, ema=EMA, clip=1.0,
+        learning_rate=effort.learning_rate, backbone_multiplier=0.6,
+    )  # fmt: skip

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters.errors import InputError
 from maskformer.losses import build_criterion
 from maskformer.targets import Target as Labels
 from pipelines.adaptation.mixing import same_size
-from pipelines.adaptation.target import Subject, Target, crops
+from pipelines.adaptation.self_training import train_options
+from pipelines.adaptation.target import Subject, Target
 from pipelines.checkpoints import sha256_of
-from pipelines.config import RunConfig, TrainOptions
+from pipelines.config import RunConfig
 from pipelines.datasets import CropDataset, Part
 from pipelines.labelled import LabelledData
 from pipelines.loading import Samples
@@ -35,10 +37,11 @@ def style(subject: Subject, target: Target, source: RunConfig) -> Subject:
     """The network trained on, on the training part of the labelled `source` dressed as the target."""
     effort, adapter = target.effort, subject.adapter
     side = max(adapter.tile // 32, 1) * 32
-    with target.opened(adapter) as scenes:
-        looks = list(crops(scenes, adapter, effort.crops, effort.seed))
+    if adapter.volume is not None:
+        raise InputError("style: works on scenes and pictures; of volumes each is scaled by its own statistics anyway")
+    looks = target.crops(adapter)
     # Source pixels by the source's statistics: both then have mean 0, and style is what is left.
-    config = source.model_copy(update={"train": _options(target, side)})
+    config = source.model_copy(update={"train": train_options(effort, side, effort.seed)})
     student: Any = deepcopy(subject.model)
     with LabelledData(config) as data:
         parts = [Part(data.scenes[p.item].path, data.scenes[p.item].annotations, p.window) for p in data.split.train]
@@ -81,11 +84,3 @@ def histogram(image: Tensor, look: Tensor) -> Tensor:
     flat = image.flatten(1)
     ranks = flat.argsort(1).argsort(1)
     return look.flatten(1).sort(1).values.gather(1, ranks).view_as(image)
-
-
-def _options(target: Target, side: int) -> TrainOptions:
-    effort = target.effort
-    return TrainOptions(
-        steps=effort.steps, batch=effort.batch, crop=side, seed=effort.seed, workers=0, ema=0.98, clip=1.0,
-        learning_rate=effort.learning_rate, backbone_multiplier=0.6,
-    )  # fmt: skip

@@ -15,6 +15,9 @@ from adapters.base import DomainAdapter
 from adapters.errors import InputError
 from pipelines.config import PredictOptions
 
+STRIDE = 32  # of the coarsest features
+LEAST = 2 * STRIDE  # pixels a side: the spread of a single feature is not defined
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -30,7 +33,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Target:
-    """Addresses of scenes, which are opened for their pixels and nothing else."""
+    """Addresses of scenes (or studies), which are opened for their pixels and nothing else."""
 
     scenes: tuple[str, ...]
     effort: Effort = Effort()
@@ -48,16 +51,29 @@ class Target:
         with ExitStack() as stack:
             yield [stack.enter_context(open_for(scene, adapter)) for scene in self.scenes]
 
+    def crops(self, adapter: DomainAdapter) -> list[Tensor]:
+        """`effort.crops` pictures (C, h, w) for the model; of studies slices, of scenes squares of the tile size."""
+        if adapter.volume is not None:
+            from pipelines.adaptation.studies import slices
+
+            return slices(self.scenes, adapter, self.effort)
+        with self.opened(adapter) as sources:
+            return list(crops(sources, adapter, self.effort.crops, self.effort.seed))
+
 
 @dataclass(frozen=True)
 class Subject:
-    """The model as far as it has been adapted. notes: what each strategy did, in numbers; JSON-ready."""
+    """The model as far as it has been adapted. notes: what each strategy did, in numbers; JSON-ready.
+
+    norms_known: whether its batch norms' statistics are those of the data it was trained on (`restate`).
+    """
 
     model: nn.Module
     adapter: DomainAdapter
     thresholds: Mapping[str, float]
     task: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    norms_known: bool = True
 
     def noted(self, strategy: str, note: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.notes, strategy: dict(note)}
@@ -73,8 +89,14 @@ def crops(sources: Sequence[Any], adapter: DomainAdapter, count: int, seed: int)
 
 def crop_of(source: Any, adapter: DomainAdapter, side: int, random: np.random.Generator) -> Tensor:
     """One square at random, (C, s, s); a scene smaller than it is padded by zeros, the channels' means."""
-    side = -(-side // 32) * 32
+    side = max(-(-side // STRIDE) * STRIDE, LEAST)
     starts = [int(random.integers(0, max(length - side, 0) + 1)) for length in source.shape]
     window = tuple(slice(start, min(start + side, n)) for start, n in zip(starts, source.shape, strict=True))
     image = torch.from_numpy(adapter.inputs(*source.read(window)))
     return nn.functional.pad(image, (0, side - image.shape[-1], 0, side - image.shape[-2]))
+
+
+def padded(image: Tensor) -> Tensor:
+    """(C, h, w) padded by zeros below and to the right, as the network wants it."""
+    down, right = (max(-(-length // STRIDE) * STRIDE, LEAST) - length for length in image.shape[-2:])
+    return nn.functional.pad(image, (0, right, 0, down))

@@ -1,4 +1,4 @@
-"""`maskbridge drift`: how far scenes are from what a model knows."""
+"""`maskbridge drift`: how far scenes or studies are from what a model knows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLE = "Example: maskbridge drift models:/crowns@champion new-site/*.tif --ou
 
 def command(
     model: Annotated[str, typer.Argument(help="Bundle folder, or models:/name@alias.")],
-    scenes: Annotated[list[str], typer.Argument(help="Scenes to measure, all as one.")],
+    scenes: Annotated[list[str], typer.Argument(help="Scenes or studies to measure, all as one.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for drift.json and drift.svg.")],
     crops: Annotated[int, typer.Option(min=1, help="Crops to look at.")] = 32,
 ) -> None:
@@ -27,15 +27,13 @@ def command(
     model_adapter(model)
     writable_folder(out)
 
-    from adapters.errors import InputError
     from pipelines.bundle import load_bundle
-    from pipelines.drift import draw, drift
+    from pipelines.drift.features import drift
+    from pipelines.drift.picture import draw
 
     bundle = load_bundle(model)
-    if bundle.adapter.volume is not None:
-        raise InputError(f"{model}: is a model of volumes; drift works on scenes and pictures so far")
     found = drift(bundle.build(), bundle.adapter, scenes, crops)
     out.mkdir(parents=True, exist_ok=True)
     (out / "drift.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")
-    draw(found, out / "drift.svg", f"{len(scenes)} scenes, {crops} crops")
+    draw(found, out / "drift.svg", f"{len(scenes)} scenes or studies, {crops} crops")
     typer.echo(f"{found.distance:.4f}")

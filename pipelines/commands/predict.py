@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from pipelines.config import PredictOptions
 
 NAME = "predict"
 PARTIAL = 3  # exit code: all was written, but part of a scene could not be read; or a study of a batch failed
@@ -63,6 +60,10 @@ def command(
         int, typer.Option(min=0, help="Objects smaller than this many pixels are left out.", rich_help_panel=SCENES)
     ] = 4,
     tta: Annotated[Literal["none", "flip"], typer.Option(help="Average over flipped copies (slower).")] = "none",
+    test_time: Annotated[
+        bool,
+        typer.Option("--test-time", help="Each source with a model of its own, adapted to its statistics (slower)."),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Number format of the forward pass.")
@@ -247,10 +248,13 @@ def command(
     writable_folder(out)
 
     if dry_run:
+        from pipelines.commands.dry_run import foresee
+
         for source in sources:
-            _foresee(source, model, out, options, who)
+            foresee(source, model, out, options, who)
         return
 
+    from pipelines.adaptation.test_time import own_model
     from pipelines.commands.progress import Progress
     from pipelines.executors import ExecutorOptions
     from pipelines.prediction import predict_scene
@@ -263,13 +267,14 @@ def command(
             for source in sources:
                 # Overwriting is for earlier runs: two scenes of one name in this one still get two folders.
                 fresh = overwrite and out / Path(source).stem not in written
-                result = predict_scene(
-                    *(source, model, out, options),
-                    write=write,
-                    executor=ExecutorOptions(**who),
-                    overwrite=fresh,
-                    on_progress=progress,
-                )
+                with own_model(model, source, out) if test_time else nullcontext(model) as own:
+                    result = predict_scene(
+                        *(source, own, out, options),
+                        write=write,
+                        executor=ExecutorOptions(**who),
+                        overwrite=fresh,
+                        on_progress=progress,
+                    )
                 written.add(result)
                 tracked.wrote(result)
                 typer.echo(str(result))
@@ -344,38 +349,8 @@ def _is_damaged(folder: Path) -> bool:
     return bool(run["lost_pixels"])
 
 
-def _foresee(source: str, model: str, out: Path, options: PredictOptions, who: dict[str, Any]) -> None:
-    """Print what predicting `source` would take; the time comes from one tile, tried."""
-    from pipelines.commands.progress import clock
-    from pipelines.executors import ExecutorOptions
-    from pipelines.prediction import forecast
-    from pipelines.scene import plan_scene
-
-    plan = ExecutorOptions(**who).settle(plan_scene(source, model, options))
-    cost = forecast(plan, out)
-    settled = plan.options
-    height, width = plan.shape
-    kept = f", {cost.finished_shards} of {cost.shards} shards are there already" if cost.finished_shards else ""
-    typer.echo(
-        f"{source} → {out / plan.stem}\n"
-        f"  scene    {height} × {width} px\n"
-        f"  tiles    {cost.tiles} of {settled.tile} px, overlap {settled.overlap} px{kept}\n"
-        f"  memory   about {cost.memory_bytes / 2**30:.1f} GiB\n"
-        f"  disk     about {cost.disk_bytes / 2**20:.0f} MiB, {_free(out) / 2**30:.0f} GiB free\n"
-        f"  time     about {clock(cost.seconds)}"
-    )
-
-
 def _remove_empty(shards: Path, out: Path) -> None:
     """Leave no empty folders behind. Finished shards of a scene that failed stay: the next run goes on from them."""
     for folder in [*shards.glob("*"), shards, out]:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-
-
-def _free(folder: Path) -> int:
-    """Bytes free where `folder` is, or will be."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free

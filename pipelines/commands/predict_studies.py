@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # flag of the command -> field of VolumeOptions, where they differ
 _FIELDS = {"min_volume": "min_volume_mm3", "plane": "planes", "fold": "folds"}
-_OWN = {"model", "sources", "out", "dry_run", "overwrite"}
+_OWN = {"model", "sources", "out", "dry_run", "overwrite", "test_time"}
 
 
 def run(model: str, sources: Sequence[str], out: Path, given: Mapping[str, Any]) -> None:
@@ -32,15 +32,20 @@ def run(model: str, sources: Sequence[str], out: Path, given: Mapping[str, Any])
     if given.get("dry_run"):
         raise typer.Exit(_foresee(paths, model, out, options))
 
+    from pipelines.adaptation.test_time import predict_studies_each
     from pipelines.commands.progress import Progress
     from pipelines.tracked import predict_tracked
     from pipelines.volumes.studies import BatchRules, predict_studies, volume_predictor
 
-    predictor = volume_predictor(model, options)
+    own = bool(given.get("test_time"))
+    predictor = None if own else volume_predictor(model, options)
     with Progress() as progress, predict_tracked(model, f"{len(paths)} studies") as tracked:
         stage = _Stages(progress, len(paths))
         rules = BatchRules(overwrite=bool(given.get("overwrite")), on_progress=stage, on_study=stage.through)
-        batch = predict_studies(paths, predictor, out, rules=rules)
+        if predictor is None:
+            batch = predict_studies_each(paths, model, out, options, rules)
+        else:
+            batch = predict_studies(paths, predictor, out, rules=rules)
         for row in batch.rows:
             if row.status == "done":
                 tracked.wrote(out / row.folder)

@@ -18,6 +18,7 @@ from typing import Any
 
 from adapters.errors import InputError
 from maskformer.losses import build_criterion
+from pipelines.adaptation.reference import remember
 from pipelines.bundle import Bundle, load_bundle, save_bundle
 from pipelines.checkpoints import NAME as CHECKPOINT
 from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
@@ -28,7 +29,7 @@ from pipelines.sinks.folder import atomic_write
 from pipelines.starting import build
 from pipelines.training import fit
 from pipelines.volumes.cases import ROLES, CaseSplit, LabelledCase, check_folds, describe, gather_cases, split_cases
-from pipelines.volumes.dataset import SliceDataset
+from pipelines.volumes.dataset import SliceDataset, SliceSampling
 from pipelines.volumes.evaluation import CaseScores, hashed, score_case, summary
 from pipelines.volumes.options import VolumeOptions
 from pipelines.volumes.prediction import VolumeModel, VolumePredictor
@@ -148,6 +149,8 @@ def _train_one(fold: _Fold, wanted: ModelOptions, options: TrainOptions, where: 
     began = time.process_time()  # where others use the machine too, this says more than the clock on the wall
     fitted = fit(model, criterion, dataset, options, checkpoints, on_row, resume=begun)
     processor_seconds = round(time.process_time() - began, 1)
+    plain = SliceDataset(cases, adapter, options.crop, (), options.seed, SliceSampling(content=0))
+    reference = remember(model, plain, adapter)
     # Objects of a per-pixel network are the regions of its class map.
     task = "semantic" if model_config.architecture == "unet" else config.predict.task or default_task(adapter)
     settings = config.predict.model_copy(update={"task": task})
@@ -157,7 +160,7 @@ def _train_one(fold: _Fold, wanted: ModelOptions, options: TrainOptions, where: 
     predictable = VolumeModel(model, adapter, thresholds)
     scores = _score(predictable, fold.scored, config, task, watch, f"score {wanted.preset}")
     scores["processor_seconds"] = processor_seconds
-    return Trained(model, model_config, options, settings, fitted, thresholds, scores)
+    return Trained(model, model_config, options, settings, fitted, thresholds, scores, reference)
 
 
 def _score(
@@ -231,6 +234,7 @@ def _save(
         "fold": fold.number,
         "training": training_facts(trained),
         "history": trained.fitted.history,
+        "reference": trained.reference,
         "baseline_history": beside.fitted.history if beside else [],
         # which bytes were learned from, tuned on, held out; never whose they are
         "cases": [{"role": role, "sha256": fold.run.store.digest(one)} for role, one in roles],

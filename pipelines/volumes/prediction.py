@@ -31,6 +31,7 @@ from pipelines.manifest import Stopwatch
 from pipelines.predictor import settle
 from pipelines.sources.unpack import check_space
 from pipelines.volumes.agreement import agree
+from pipelines.volumes.bias import flatten
 from pipelines.volumes.labels import components, nested
 from pipelines.volumes.linking import LinkRules, SliceLinker, torn
 from pipelines.volumes.options import VolumeOptions
@@ -142,6 +143,7 @@ class VolumePredictor:
         rules, adapter = self.model.rules, self.model.adapter
         resampling = plan_resampling(source.geometry, rules.orientation, adapter.spacing)
         with watch.stage("read"):
+            flatten(source, rules)
             scaled = for_volume(adapter, source)
             values, known = source.read()
         with watch.stage("resample"):

@@ -25,6 +25,7 @@ from maskformer.masks import MaskSet
 from pipelines.config import RunConfig
 from pipelines.labelled import load_adapter
 from pipelines.sources.unpack import check_space, temporary_folder
+from pipelines.volumes.bias import flatten
 from pipelines.volumes.cases import LabelledCase, gather_cases, split_cases
 from pipelines.volumes.labels import VolumeLabels, read_labels
 from pipelines.volumes.resampling import plan_resampling
@@ -225,31 +226,38 @@ def check_cases(config: RunConfig) -> None:
 
 def prepare_case(one: LabelledCase, adapter: DomainAdapter, keeper: Keeper) -> PreparedCase:
     """Read a case and bring it onto the model's grid."""
-    rules = adapter.volume or VolumeRules()
     with open_case(one, adapter) as source:
-        known = labels_of(one, source, adapter)
-        resampling = plan_resampling(source.geometry, rules.orientation, adapter.spacing)
-        grid = resampling.target
-        values, valid = forward_values(resampling, *source.read())
-        axes = tuple(dict.fromkeys(grid.axis_of(plane) for plane in rules.planes))
-        first, path = axes[0], source.path
-        objects = resampling.forward_objects(known.objects)
-        objects = objects[objects.areas > 0]
-        ignore = None if known.ignore is None else resampling.forward(known.ignore, order=0)
-        everywhere = bool(valid.all())
-        return PreparedCase(
-            patient=one.case.patient,
-            digest=source.digest(),
-            adapter=for_volume(adapter, source),
-            values=keeper.keep(values, first + 1, path),
-            # one True for all of it: no memory
-            valid=np.broadcast_to(np.True_, valid.shape) if everywhere else keeper.keep(valid, first, path),
-            layers=keeper.keep(_layers(objects), first + 1, path),
-            labels=objects.labels.astype(np.int64),
-            ignore=None if ignore is None else keeper.keep(ignore, first, path),
-            axes=axes,
-            right_left=next(axis for axis, (patient_axis, _) in enumerate(grid.directions) if patient_axis == 0),
-        )
+        return make_ready(source, labels_of(one, source, adapter), adapter, keeper, one.case.patient)
+
+
+def make_ready(
+    source: VolumeSource, known: VolumeLabels, adapter: DomainAdapter, keeper: Keeper, patient: str
+) -> PreparedCase:
+    """An opened volume and what is known about it, on the model's grid."""
+    rules = adapter.volume or VolumeRules()
+    resampling = plan_resampling(source.geometry, rules.orientation, adapter.spacing)
+    grid = resampling.target
+    flatten(source, rules)
+    values, valid = forward_values(resampling, *source.read())
+    axes = tuple(dict.fromkeys(grid.axis_of(plane) for plane in rules.planes))
+    first, path = axes[0], source.path
+    objects = resampling.forward_objects(known.objects)
+    objects = objects[objects.areas > 0]
+    ignore = None if known.ignore is None else resampling.forward(known.ignore, order=0)
+    everywhere = bool(valid.all())
+    return PreparedCase(
+        patient=patient,
+        digest=source.digest(),
+        adapter=for_volume(adapter, source),
+        values=keeper.keep(values, first + 1, path),
+        # one True for all of it: no memory
+        valid=np.broadcast_to(np.True_, valid.shape) if everywhere else keeper.keep(valid, first, path),
+        layers=keeper.keep(_layers(objects), first + 1, path),
+        labels=objects.labels.astype(np.int64),
+        ignore=None if ignore is None else keeper.keep(ignore, first, path),
+        axes=axes,
+        right_left=next(axis for axis, (patient_axis, _) in enumerate(grid.directions) if patient_axis == 0),
+    )
 
 
 def _layers(objects: MaskSet) -> NDArray:

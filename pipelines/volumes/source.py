@@ -78,6 +78,16 @@ class VolumeSource:
             values[:, ~valid] = 0
         return values, valid
 
+    def divide_by(self, fields: Sequence[Callable[[Window], NDArray]]) -> None:
+        """From now on `read` gives each channel divided by its field (a function of the window), in float32."""
+        whole = self._planes
+
+        def divided(reader: Callable[[Window], NDArray], field: Callable[[Window], NDArray]) -> Any:
+            return lambda window: reader(window) / field(window)
+
+        self._planes = [reader and divided(reader, field) for reader, field in zip(whole, fields)]
+        self.dtype = np.dtype(np.float32)
+
     def digest(self) -> str:
         """sha256 over the bytes of every file, in the order of the channels or slices, in hex."""
         digest = hashlib.sha256()

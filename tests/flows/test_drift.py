@@ -16,7 +16,7 @@ from adapters.classes import Class, ClassSet
 from adapters.errors import InputError
 from flows.evaluate_model import tell_scores
 from flows.retrain_when_drifting import DRIFTED, retrain_when_drifting
-from pipelines.input_statistics import DriftLimits, drift_of, drifted
+from pipelines.drift.bands import DriftLimits, bands_of, drifted
 from tests.models import tiny_bundle
 
 TRAINED = {"red": (100.0, 10.0), "green": (80.0, 10.0), "blue": (60.0, 10.0)}
@@ -41,21 +41,21 @@ def put(path: Path, seed: int, shift: float = 0.0, spread: float = 1.0) -> str:
 def test_bands_are_compared_one_by_one(tmp_path: Path) -> None:
     usual = [put(tmp_path / f"{n}.tif", n) for n in range(3)]
     limits = DriftLimits()
-    rows = drift_of(usual, adapter())
+    rows = bands_of(usual, adapter())
     assert len(rows) == 9 and max(row.shift for row in rows) < 0.1 and not drifted(rows, limits)
     moved = [put(tmp_path / f"moved{n}.tif", n, shift=1.5) for n in range(2)]
-    rows = drift_of(moved, adapter())
+    rows = bands_of(moved, adapter())
     assert drifted(rows, limits) == ["green"] and not drifted(rows, DriftLimits(shift=2.0))
     assert {round(row.shift, 1) for row in rows if row.band == "green"} == {1.5}
-    assert drifted(drift_of([put(tmp_path / "wide.tif", 1, spread=2.5)], adapter()), limits) == ["green"]
-    assert drifted(drift_of([put(tmp_path / "flat.tif", 1, spread=0.0)], adapter()), limits) == ["green"]
-    assert not drifted(drift_of([*usual, *moved], adapter()), limits), "two of five scenes are not the half"
+    assert drifted(bands_of([put(tmp_path / "wide.tif", 1, spread=2.5)], adapter()), limits) == ["green"]
+    assert drifted(bands_of([put(tmp_path / "flat.tif", 1, spread=0.0)], adapter()), limits) == ["green"]
+    assert not drifted(bands_of([*usual, *moved], adapter()), limits), "two of five scenes are not the half"
 
 
 def test_an_adapter_without_statistics_is_named(tmp_path: Path) -> None:
     window = ChannelSet((Channel("red", (1,), offset=50.0, scale=50.0, clip=(0.0, 100.0)),))
     with pytest.raises(InputError, match="knows no statistics"):
-        drift_of([put(tmp_path / "a.tif", 1)], DomainAdapter("ct", window, ClassSet((Class("a"),))))
+        bands_of([put(tmp_path / "a.tif", 1)], DomainAdapter("ct", window, ClassSet((Class("a"),))))
 
 
 def events(name: str) -> list:

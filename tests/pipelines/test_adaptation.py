@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from affine import Affine
+from scipy.ndimage import gaussian_filter
 
 from adapters.errors import InputError
 from maskformer.masks import MaskSet
@@ -17,15 +20,18 @@ from maskformer.targets import Target as Labels
 from pipelines import annotations, cli
 from pipelines.adaptation import adapt as adapting
 from pipelines.adaptation import norm_statistics
-from pipelines.adaptation.adapt import Request, adapt
+from pipelines.adaptation.adapt import Request, adapt, subject_of
 from pipelines.adaptation.evidence import Trust, agreement, class_thresholds, pseudo_labels, teachable
 from pipelines.adaptation.mixing import paste
-from pipelines.adaptation.norm_statistics import batch_norms, measure
+from pipelines.adaptation.norm_statistics import batch_norms, measure, moments, restate
+from pipelines.adaptation.resolution import resolution
 from pipelines.adaptation.self_training import self_training
 from pipelines.adaptation.style import fourier, histogram
 from pipelines.adaptation.target import Effort, Subject, Target
+from pipelines.adaptation.verdict import Measured, Score, Verdict, compare, measured
 from pipelines.bundle import load_bundle
-from pipelines.drift import drift
+from pipelines.drift.features import drift
+from pipelines.experiments import evaluate
 from pipelines.grid import Grid
 from tests.models import adapter, squares_config, tiny_bundle
 
@@ -56,6 +62,46 @@ def test_statistics_of_bands_and_norms_are_the_targets(model: Path, scene: Path,
     assert held.thresholds == {"score": 0.4} and made.better is None
     assert held.provenance["adaptation"]["from"] == load_bundle(model).digest
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before, "the source model stays"
+
+
+def test_restated_norms_know_the_data_and_answer_as_before(model: Path) -> None:
+    network = load_bundle(model).build()
+    images = [torch.randn(1, 64, 64) * 3 + 1 for _ in range(4)]
+    new = torch.randn(2, 1, 64, 64) - 2
+    before = network(new)
+    assert restate(network, images) == len(batch_norms(network))
+    after = network(new)
+    for old, now in zip(before[:2], after[:2]):
+        assert torch.allclose(old, now, atol=1e-4)
+    for norm, (mean, variance) in zip(batch_norms(network), moments(network, batch_norms(network), images)):
+        assert torch.allclose(norm.running_mean.double(), mean, atol=1e-3)
+        assert torch.allclose(norm.running_var.double(), variance, rtol=1e-2, atol=1e-4)
+
+
+def test_norms_frozen_at_other_data_are_left_alone(model: Path, scene: Path) -> None:
+    bundle = load_bundle(model)
+    subject = replace(subject_of(bundle), norms_known=False)
+    left = norm_statistics.norm_statistics(subject, Target((str(scene),), QUICK))
+    assert "frozen" in left.notes["norm_statistics"]["left_out"]
+    old, new = bundle.build().state_dict(), left.model.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_the_resolution_is_found_by_its_features(model: Path, make_geotiff) -> None:
+    random = np.random.default_rng(0)
+    fine = gaussian_filter(random.normal(0, 1, (256, 256)), 2).astype(np.float32)[None]
+    fine /= fine.std()
+    place = Affine(0.5, 0, 500_000, 0, -0.5, 4_000_000)
+    own = make_geotiff(fine, name="fine.tif", crs="EPSG:32617", transform=place)
+    coarse = fine.reshape(1, 128, 2, 128, 2).mean((2, 4))
+    far = make_geotiff(coarse, name="coarse.tif", crs="EPSG:32617", transform=place @ Affine.scale(2))
+    subject = subject_of(load_bundle(model))
+    restate(subject.model, Target((str(own),), QUICK).crops(subject.adapter))
+    assert resolution(subject, Target((str(own),), QUICK)).adapter == subject.adapter
+    found = resolution(subject, Target((str(far),), QUICK))
+    assert found.adapter.resolution == pytest.approx(0.5, rel=0.01), found.notes
+    declared = replace(subject, adapter=replace(subject.adapter, resolution=0.5))
+    assert "declares" in resolution(declared, Target((str(far),), QUICK)).notes["resolution"]["left_out"]
 
 
 def test_norm_statistics_are_the_mean_of_the_crops_and_the_prior() -> None:
@@ -97,10 +143,45 @@ def test_no_label_is_opened(model: Path, scene: Path, tmp_path: Path, monkeypatc
     assert any("target.yaml" in path for path in opened) and not any(labels.name in path for path in opened)
 
 
+def by_unit(values: list[float]) -> Score:
+    """A score that is the plain mean over units."""
+    return Score(np.array(values)[:, None], np.ones((len(values), 1)))
+
+
+def test_better_is_what_its_interval_shows() -> None:
+    random = np.random.default_rng(0)
+    usual = list(0.5 + random.normal(0, 0.02, 20))
+    source = Measured({}, {"f1_50": by_unit(usual), "miou": by_unit(usual)})
+
+    def verdict(objects: np.ndarray, pixels: float = 0.0) -> Verdict:
+        scores = {"f1_50": by_unit(list(usual + objects)), "miou": by_unit([value + pixels for value in usual])}
+        return compare(source, Measured({}, scores))
+
+    noise = random.normal(0, 0.1, 20)
+    clear, luck, worse = verdict(noise * 0.1 + 0.1), verdict(noise - noise.mean() + 0.01), verdict(noise * 0.1 - 0.1)
+    assert clear.better and clear.metric == "f1_50" and clear.differences["f1_50"].low > 0
+    assert clear.differences["f1_50"].mean == pytest.approx(0.1, abs=0.02)
+    assert luck.better is False and luck.differences["f1_50"].mean > 0 > luck.differences["f1_50"].low
+    assert worse.better is False
+    assert verdict(noise * 0.1 + 0.1, pixels=-0.05).better is False, "better in objects, but worse in pixels"
+    few = Measured({}, {"f1_50": by_unit([0.1] * 4)}), Measured({}, {"f1_50": by_unit([0.9] * 4)})
+    assert compare(*few).better is None, "four places show nothing"
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    covered = 0
+    for trial in range(100):
+        old, new = random.normal(0.5, 0.1, 30), random.normal(0.55, 0.1, 30)
+        found = compare(Measured({}, {"dice": by_unit(old)}), Measured({}, {"dice": by_unit(new)}), trial)
+        covered += found.differences["dice"].low <= 0.05 <= found.differences["dice"].high
+    assert 85 <= covered <= 100
+
+
 def test_a_worse_model_is_not_called_better(model: Path, make_geotiff, tmp_path: Path, monkeypatch, capsys) -> None:
     config = squares_config(make_geotiff, tmp_path)
-    scores = iter([{"f1_50": 0.5}, {"f1_50": 0.4}] * 2)
-    monkeypatch.setattr(adapting, "_scored", lambda *_: next(scores))
+    found = iter([Measured({"f1_50": 0.5}, {"f1_50": by_unit([0.5] * 9)}), Measured({}, {"f1_50": by_unit([0.4] * 9)})])
+    monkeypatch.setattr(adapting, "measured", lambda *_: next(found))
     scene = str(make_geotiff(np.zeros((1, 64, 64), np.float32) + np.eye(64, dtype=np.float32), name="t.tif"))
     made = adapt(model, [scene], tmp_path / "out", Request(effort=QUICK, scored_on=config))
     assert made.better is False and made.bundle is None and not (tmp_path / "out").exists()
@@ -115,7 +196,20 @@ def test_scores_stand_side_by_side(make_geotiff, tmp_path: Path) -> None:
     made = adapt(model, [config.data[0].source], tmp_path / "out", request)
     assert list(made.scores) == ["source only", "adapted", "upper bound"]
     assert made.scores["source only"] == made.scores["upper bound"]
-    assert made.better == (made.scores["adapted"]["f1_50"] > made.scores["source only"]["f1_50"])
+    evaluated = evaluate(model, config, tmp_path / "scores")
+    assert {key: evaluated[key] for key in ("f1_50", "miou", "pq")} == {
+        key: made.scores["source only"][key] for key in ("f1_50", "miou", "pq")
+    }
+
+
+def test_counts_by_place_add_up_to_the_scores(make_geotiff, tmp_path: Path) -> None:
+    config = squares_config(make_geotiff, tmp_path)
+    bands = adapter(channels=("red", "green", "blue"), tile=64, tile_overlap=16)
+    bundle = load_bundle(tiny_bundle(tmp_path / "m", bands, thresholds={"score": 0.0, "semantic": 0.3}))
+    found = measured(subject_of(bundle), config)
+    assert list(found.by_unit) == ["f1_50", "miou"] and len(found.by_unit["miou"].above) == 6 * 4
+    for name, score in found.by_unit.items():
+        assert score.value == pytest.approx(found.scores[name], abs=1e-6)
 
 
 def box(top: int, left: int, side: int) -> np.ndarray:
@@ -187,7 +281,7 @@ def test_style_takes_the_targets_colours_and_keeps_the_shapes() -> None:
 
 
 def test_what_cannot_be_is_said(model: Path, scene: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there are input_statistics"):
+    with pytest.raises(InputError, match="there are resolution"):
         adapt(model, [str(scene)], tmp_path / "o", Request(("magic",)))
     with pytest.raises(InputError, match="labelled source data"):
         adapt(model, [str(scene)], tmp_path / "o", Request(("style",)))

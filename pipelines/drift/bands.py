@@ -57,7 +57,7 @@ class BandDrift:
         return {**asdict(self), "shift": round(self.shift, 3), "spread": spread}
 
 
-def drift_of(scenes: Sequence[str], adapter: DomainAdapter) -> list[BandDrift]:
+def bands_of(scenes: Sequence[str], adapter: DomainAdapter) -> list[BandDrift]:
     """Every band of every scene, read in windows. InputError where the adapter knows no statistics, or no scene any."""
     from pipelines.scene_report import trained_statistics
 
