@@ -120,9 +120,11 @@ def slice_inputs(
     around = adapter.context_slices
     places = np.clip(np.arange(index - around, index + around + 1), 0, array.shape[1 + axis] - 1)
     known: dict[int, NDArray[np.float32]] = {}
+    # not `take`, which copies all of an array whose slices are not its first axis
+    pictures, seen = np.moveaxis(array, 1 + axis, 0), np.moveaxis(valid, axis, 0)
     for place in places:
         if int(place) not in known:
-            known[int(place)] = adapter.inputs(array.take(place, axis=1 + axis), valid.take(place, axis=axis))
+            known[int(place)] = adapter.inputs(pictures[place], seen[place])
     return np.concatenate([known[int(p)] for p in places])
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from adapters.errors import InputError
 from benchmarks.record import config_hash, write_result
-from pipelines.config import load_config
+from pipelines.config import RunConfig, load_config
 from pipelines.experiments import train
 from pipelines.volumes.cases import gather_cases
 from pipelines.volumes.metrics import bootstrap
@@ -32,15 +32,22 @@ def cross_validate(name: str, path: Path, goal: dict[str, float]) -> None:
     except InputError as error:
         print(f"skipped: the data are not here ({error})")
         return
-    folder = Path(tempfile.gettempdir()) / f"maskbridge-{name}-{config_hash(path)[:8]}"
-    begun = any(folder.glob("**/checkpoint.pt"))  # of a run that was interrupted
-    metrics = train(config, folder, resume=begun).metrics
-    kept = folder.with_name(f"{folder.name}-done")  # models to look at; the next run begins anew
+    values = {"goal": goal, **both_networks(config, path)}
+    written = write_result(name, path, values)
+    print(table(values))
+    print(written)
+
+
+def both_networks(config: RunConfig, path: Path) -> dict[str, Any]:
+    """Train every fold; what is kept of it. An interrupted run goes on; the models stay in the temporary folder."""
+    folder = Path(tempfile.gettempdir()) / f"maskbridge-{path.stem}-{config_hash(path)[:8]}"
+    metrics = train(config, folder, resume=any(folder.glob("**/checkpoint.pt"))).metrics
+    kept = folder.with_name(f"{folder.name}-done")  # the next run begins anew
     shutil.rmtree(kept, ignore_errors=True)
     folder.rename(kept)
+    print(f"models: {kept}")
     both = {"mask_model": metrics, "unet": metrics["baseline"]["unet"]}
-    values = {
-        "goal": goal,
+    return {
         "minutes": config.train.minutes,
         "steps": {"mask_model": config.train.steps, "unet": config.baseline and config.baseline.steps},
         "patients": metrics["counts"]["patients"],
@@ -49,9 +56,6 @@ def cross_validate(name: str, path: Path, goal: dict[str, float]) -> None:
         **{key: scores_of(one) for key, one in both.items()},
         "dice_mask_model_minus_unet": paired(both["mask_model"], both["unet"]),
     }
-    written = write_result(name, path, values)
-    print(table(values))
-    print(written, kept)
 
 
 def scores_of(metrics: dict[str, Any]) -> dict[str, Any]:

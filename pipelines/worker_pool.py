@@ -29,10 +29,12 @@ STOP_S = 5.0  # for a worker to end by itself
 
 
 @dataclass
-class _Worker:
+class Worker:
+    """A process, the pipe to it, and what it is at: a shard, a study."""
+
     process: Any
     pipe: Any
-    number: int | None = None  # the shard it is at
+    number: int | None = None
 
 
 def run_in_processes(
@@ -45,19 +47,19 @@ def run_in_processes(
     """
     waiting, failures = deque(numbers), Counter[int]()
     left = len(numbers)
-    crew = [_start(plan, work) for _ in range(min(workers, left))]
+    crew = [start(_serve, plan, work) for _ in range(min(workers, left))]
     try:
         while left:
             for worker in crew:
                 if worker.number is None and waiting:
-                    _give(worker, waiting.popleft())
-            for worker in _answering(crew):
+                    give(worker, waiting.popleft())
+            for worker in answering(crew):
                 number = worker.number
                 try:
                     kind, value = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):
-                    crew[crew.index(worker)] = _start(plan, work)
-                    kind, value = "error", f"its worker died with exit code {_end(worker)}"
+                    crew[crew.index(worker)] = start(_serve, plan, work)
+                    kind, value = "error", f"its worker died with exit code {end(worker)}"
                 if number is None:
                     continue  # it died idle
                 worker.number = None
@@ -78,18 +80,20 @@ def run_in_processes(
             if worker.number is not None:
                 worker.process.terminate()
         for worker in crew:
-            _end(worker)
+            end(worker)
 
 
-def _start(plan: ScenePlan, work: Path) -> _Worker:
+def start(serve: Callable[..., None], *arguments: Any) -> Worker:
+    """A process that runs `serve(pipe, *arguments)`."""
     mine, its = SPAWN.Pipe()
-    process = SPAWN.Process(target=_serve, args=(its, plan, work), daemon=True, name="maskbridge-shards")
+    process = SPAWN.Process(target=serve, args=(its, *arguments), daemon=True, name="maskbridge-worker")
     process.start()
     its.close()  # or its end would never be seen
-    return _Worker(process, mine)
+    return Worker(process, mine)
 
 
-def _give(worker: _Worker, number: int) -> None:
+def give(worker: Worker, number: int) -> None:
+    """Send it the number of what to do next."""
     worker.number = number
     try:
         worker.pipe.send(number)
@@ -97,13 +101,14 @@ def _give(worker: _Worker, number: int) -> None:
         log.debug("worker %s died idle; its pipe says so to the next reader", worker.process.pid)
 
 
-def _answering(crew: Sequence[_Worker]) -> list[_Worker]:
+def answering(crew: Sequence[Worker]) -> list[Worker]:
     """Workers with an answer, or dead; waits for the first."""
     ready = connection.wait([worker.pipe for worker in crew])
     return [worker for worker in crew if worker.pipe in ready]
 
 
-def _end(worker: _Worker) -> int | None:
+def end(worker: Worker) -> int | None:
+    """Wait for its end, kill it where that does not come; its exit code."""
     worker.process.join(STOP_S)
     if worker.process.exitcode is None:
         worker.process.kill()
@@ -115,7 +120,7 @@ def _serve(pipe: Any, plan: ScenePlan, work: Path) -> None:
     """A worker's life: shard numbers come in, answers go out, until the pipe closes."""
     from pipelines.shards import predict_shard, warm_up
 
-    threading.Thread(target=_follow_the_parent, daemon=True).start()
+    threading.Thread(target=follow_the_parent, daemon=True).start()
     warm = False
     while True:
         try:
@@ -133,8 +138,8 @@ def _serve(pipe: Any, plan: ScenePlan, work: Path) -> None:
             pipe.send(("error", traceback.format_exc(limit=-3)))
 
 
-def _follow_the_parent() -> None:
-    """End with the parent, however it ends: nobody would take the answers any more."""
+def follow_the_parent() -> None:
+    """In a thread of a worker: end with the parent, however it ends: nobody would take the answers any more."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

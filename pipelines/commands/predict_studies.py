@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,42 +17,78 @@ if TYPE_CHECKING:
     from adapters.base import DomainAdapter
     from pipelines.volumes.options import VolumeOptions
     from pipelines.volumes.source import VolumePath
-    from pipelines.volumes.studies import StudyRow
+    from pipelines.volumes.studies import Batch, BatchRules, StudyRow
 
 # flag of the command -> field of VolumeOptions, where they differ
 _FIELDS = {"min_volume": "min_volume_mm3", "plane": "planes", "fold": "folds"}
-_OWN = {"model", "sources", "out", "dry_run", "overwrite", "test_time"}
+_EXECUTOR = {"executor", "workers", "threads"}
+_OWN = {"model", "sources", "out", "dry_run", "overwrite", "test_time"} | _EXECUTOR
+
+Way = Callable[[Sequence["VolumePath"], Path, "BatchRules"], "Batch"]
 
 
 def run(model: str, sources: Sequence[str], out: Path, given: Mapping[str, Any]) -> None:
     """Predict studies; `given` are the flags the user typed. Exit code 3 where a study failed."""
-    refuse(set(given) & SCENE_ONLY, "scenes, and this model predicts studies (CT, MRI)")
+    refuse(set(given) & (SCENE_ONLY - _EXECUTOR), "scenes, and this model predicts studies (CT, MRI)")
+    _check_executor(given)
     options = volume_options(given)
     paths = [study_path(source) for source in sources]
     writable_folder(out)
     if given.get("dry_run"):
         raise typer.Exit(_foresee(paths, model, out, options))
 
-    from pipelines.adaptation.test_time import predict_studies_each
     from pipelines.commands.progress import Progress
     from pipelines.tracked import predict_tracked
-    from pipelines.volumes.studies import BatchRules, predict_studies, volume_predictor
+    from pipelines.volumes.studies import BatchRules
 
-    own = bool(given.get("test_time"))
-    predictor = None if own else volume_predictor(model, options)
+    predict = _way(model, options, given)
     with Progress() as progress, predict_tracked(model, f"{len(paths)} studies") as tracked:
         stage = _Stages(progress, len(paths))
         rules = BatchRules(overwrite=bool(given.get("overwrite")), on_progress=stage, on_study=stage.through)
-        if predictor is None:
-            batch = predict_studies_each(paths, model, out, options, rules)
-        else:
-            batch = predict_studies(paths, predictor, out, rules=rules)
+        batch = predict(paths, out, rules)
         for row in batch.rows:
             if row.status == "done":
                 tracked.wrote(out / row.folder)
     typer.echo(batch.table())
     if batch.exit_code:
         raise typer.Exit(batch.exit_code)
+
+
+def _way(model: str, options: VolumeOptions, given: Mapping[str, Any]) -> Way:
+    """How the batch is gone through: each study with a model of its own, several at a time, or one after the other."""
+    if given.get("test_time"):
+        from pipelines.adaptation.test_time import predict_studies_each
+
+        return lambda paths, out, rules: predict_studies_each(paths, model, out, options, rules)
+    if given.get("executor") == "process":
+        from pipelines.volumes.study_pool import Processes, predict_in_processes
+
+        processes = Processes(given.get("workers") or 2, given.get("threads"))
+        return lambda paths, out, rules: predict_in_processes(paths, model, out, options, rules, processes)
+    from pipelines.executors import threads
+    from pipelines.volumes.studies import predict_studies, volume_predictor
+
+    predictor = volume_predictor(model, options)
+
+    def alone(paths: Sequence[VolumePath], out: Path, rules: BatchRules) -> Batch:
+        with threads(given["threads"]) if "threads" in given else nullcontext():
+            return predict_studies(paths, predictor, out, rules=rules)
+
+    return alone
+
+
+def _check_executor(given: Mapping[str, Any]) -> None:
+    """InputError for what the executors of scenes have and those of studies have not."""
+    kind = given.get("executor", "serial")
+    if kind == "dask":
+        raise InputError(
+            "--executor dask: studies are not sent to a cluster, whose scheduler keeps and shows what it is given, "
+            "names of patients among it; use --executor process, or the flow segment-studies"
+        )
+    if kind == "serial" and given.get("workers", 1) > 1:
+        raise InputError("--workers: goes with --executor process")
+    if kind == "process" and given.get("test_time"):
+        raise InputError("--test-time: goes with --executor serial, for every study changes the model")
 
 
 def volume_options(given: Mapping[str, Any]) -> VolumeOptions:
@@ -82,7 +119,7 @@ class _Stages:
         self.progress, self.total, self.number = progress, total, 1
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        name = stage if self.total == 1 else f"study {self.number} of {self.total}, {stage}"
+        name = stage if self.total == 1 or stage == "studies" else f"study {self.number} of {self.total}, {stage}"
         self.progress(name, done, total)
 
     def through(self, row: StudyRow, notes: Iterable[str]) -> None:

@@ -182,7 +182,7 @@ def _score(
 
 def volume_options(predict: PredictOptions, task: str | None = None) -> VolumeOptions:
     """What a run config says of prediction, for volumes."""
-    names = {"score", "tta", "device", "precision", *({"batch"} & predict.model_fields_set)}
+    names = {"score", "mask", "tta", "device", "precision", *({"batch"} & predict.model_fields_set)}
     shared = {name: getattr(predict, name) for name in names}
     return VolumeOptions(**{**shared, "task": task or predict.task})
 

@@ -17,6 +17,12 @@ class VolumeOptions(Strict):
         None, description="class map, objects, or both: stuff from the class map, things as objects"
     )
     score: float | None = Field(None, ge=0, le=1, description="objects below are left out")
+    mask: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="voxels above this mask probability are an object's; default: the model's, else 0.5",
+    )
     min_volume_mm3: float = Field(0.0, ge=0, description="objects smaller than this are left out")
     link_iou: float = Field(0.3, gt=0, le=1, description="least IoU of an object in neighbouring slices")
     gap: int = Field(0, ge=0, description="slices an object may be missing in")

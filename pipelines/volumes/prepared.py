@@ -104,14 +104,14 @@ class PreparedCase:
 
     def labels_of(self, axis: int, position: int) -> NDArray:
         """(L, h, w) label maps of one slice."""
-        return self.layers.take(position, axis=1 + axis)
+        return np.moveaxis(self.layers, 1 + axis, 0)[position]
 
     def ignored(self, axis: int, position: int) -> NDArray[np.bool_]:
         """(h, w) True where nobody knows."""
         if self.ignore is None:
             shape = np.delete(self.shape, axis)
             return np.zeros(shape, bool)
-        known: NDArray[np.bool_] = np.asarray(self.ignore.take(position, axis=axis))
+        known: NDArray[np.bool_] = np.moveaxis(self.ignore, axis, 0)[position]
         return known
 
     def mirror_axis(self, axis: int) -> int | None:

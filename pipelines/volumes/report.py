@@ -38,14 +38,16 @@ MOST_OBJECTS = 2000  # in the page, largest first; objects.csv has them all
 ROWS = 200  # of the table
 
 
-def write_study_report(path: Path, study: Study, predictor: VolumePredictor, result: VolumeResult) -> None:
-    """Write the page; it appears under its name only when complete."""
-    page = render(study, predictor, result)
+def write_study_report(
+    path: Path, study: Study, predictor: VolumePredictor, result: VolumeResult, diameters: NDArray[np.float64]
+) -> None:
+    """Write the page; it appears under its name only when complete. diameters: (N,) mm, the largest of each object."""
+    page = render(study, predictor, result, diameters)
     with atomic_write(path) as temporary:
         Path(temporary).write_text(page, encoding="utf-8")
 
 
-def render(study: Study, predictor: VolumePredictor, result: VolumeResult) -> str:
+def render(study: Study, predictor: VolumePredictor, result: VolumeResult, diameters: NDArray[np.float64]) -> str:
     """The page as text."""
     source, model, classes = study.source, predictor.model, predictor.model.adapter.classes
     geometry = source.geometry
@@ -69,6 +71,7 @@ def render(study: Study, predictor: VolumePredictor, result: VolumeResult) -> st
     seen = pictures(source, model.adapter, grid)
     scene["pictures"] = [{"name": one.name, "low": one.low, "high": one.high} for one in seen]
     volumes = class_volumes(result.labels, geometry.voxel_volume_mm3, len(classes))
+    counts = np.bincount(result.objects.labels, minlength=len(classes))
     script = (TEMPLATES / "study.js").read_text(encoding="utf-8")
     style = "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "study.css"))
     environment = jinja2.Environment(
@@ -95,10 +98,15 @@ def render(study: Study, predictor: VolumePredictor, result: VolumeResult) -> st
         same_grid=grid.is_exact,
         notes=study.notes,
         classes=[
-            (k, name, classes.colours[k], int(np.sum(result.objects.labels == k)), volume_text(volumes[k]))
+            (k, name, classes.colours[k], int(counts[k]), volume_text(volumes[k]))
             for k, name in enumerate(classes.names)
+            if counts[k] or volumes[k]
         ],
-        rows=[row | {"volume_text": volume_text(row["volume"])} for row in rows[:ROWS]],
+        absent=[name for k, name in enumerate(classes.names) if not counts[k] and not volumes[k]],
+        rows=[
+            row | {"volume_text": volume_text(row["volume"]), "diameter": f"{diameters[row['index']]:.3g} mm"}
+            for row in rows[:ROWS]
+        ],
         left_out=len(result.objects) - len(rows),
         objects=len(result.objects),
         sections=run_sections(_facts(study, predictor)),
@@ -115,7 +123,8 @@ def volume_text(mm3: float) -> str:
 def class_volumes(labels: NDArray, voxel_mm3: float, classes: int) -> NDArray[np.float64]:
     """(K,) mm³ of every class of a class map."""
     counts = np.zeros(classes + 1, np.int64)
-    for plane in labels:  # a whole volume at once would be counted through a copy in 64 bits
+    slowest = int(np.argmax(np.abs(labels.strides)))
+    for plane in np.moveaxis(labels, slowest, 0):  # a whole volume would be counted through a copy in 64 bits
         counts += np.bincount(plane.ravel(), minlength=classes + 1)[: classes + 1]
     return counts[1:].astype(np.float64) * voxel_mm3
 

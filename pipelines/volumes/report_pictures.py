@@ -75,12 +75,12 @@ def page_grid(geometry: VolumeGeometry) -> Resampling:
 def pictures(source: VolumeSource, adapter: DomainAdapter, grid: Resampling) -> list[Picture]:
     """The scan as the model's channels see it: its windows, or half a percent cut at each end."""
     result: list[Picture] = []
-    values, known = source.read()
+    values, _ = source.read()
     seen: dict[tuple[float, float, int], None] = {}
     for number, channel in enumerate(adapter.channels):
         if source.imputed[number] or len(result) == PICTURES:
             continue
-        small = _to_page(grid.forward(np.where(known, values[number], values.dtype.type(0))))
+        small = _to_page(grid.forward(values[number]))
         clip = channel.clip
         if clip is None or (adapter.volume is not None and adapter.volume.intensity == "volume"):
             low, high = (float(v) for v in np.percentile(small, [_TAIL, 100 - _TAIL]))

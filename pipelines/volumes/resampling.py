@@ -51,14 +51,14 @@ class Resampling:
     def forward(self, volume: NDArray, order: int = 1) -> NDArray:
         """(..., *source.shape) -> (..., *target.shape).
 
-        order 1: linear, averaging where the grid gets coarser (float32; the values' own type where nothing is
-        interpolated). order 0: the nearest voxel, any type. Beyond the outermost centres the outermost value holds.
+        order 1: linear, averaging where the grid gets coarser (float32; where nothing is interpolated, a view of the
+        volume). order 0: the nearest voxel, any type. Beyond the outermost centres the outermost value holds.
         """
         if volume.shape[-3:] != self.source.shape:
             raise ValueError(f"expected a volume (..., {self.source.shape}), found {volume.shape}")
         turned = self._turn(volume)
         if self.is_exact:
-            return np.ascontiguousarray(turned)
+            return turned
         if order == 0:
             steps = zip(self.turned, self.target.shape, self.factors)
             places = np.ix_(*[_nearest(n, m, f) for n, m, f in steps])
@@ -118,9 +118,13 @@ class Resampling:
         a, b, c = (slice(None, None, -1 if flip else 1) for flip in self.flips)
         return turned[..., a, b, c]
 
-    def _turn_back(self, volume: NDArray) -> NDArray:
+    def turn_back(self, volume: NDArray) -> NDArray:
+        """What lies on the source's grid but in the target's axis order, as a view in the source's own."""
         turned = volume[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
-        return np.ascontiguousarray(turned.transpose(*np.argsort(self.axes)))
+        return turned.transpose(*np.argsort(self.axes))
+
+    def _turn_back(self, volume: NDArray) -> NDArray:
+        return np.ascontiguousarray(self.turn_back(volume))
 
     def _objects(self, objects: MaskSet, grid: VolumeGeometry, other: VolumeGeometry, forward: bool) -> MaskSet:
         if objects.shape != grid.shape:
@@ -242,15 +246,21 @@ def _weights(length: int, target: int, factor: float) -> sparse.csr_matrix:
 
 
 def _interpolate(volume: NDArray, weights: Sequence[sparse.csr_matrix]) -> NDArray[np.float32]:
-    """Apply one matrix to each of the last three axes, those that shrink the volume most first."""
-    result = volume
-    order = sorted(range(3), key=lambda a: weights[a].shape[0] / weights[a].shape[1])
-    for axis in order:
-        matrix = weights[axis]
+    """Apply one matrix to each of the last three axes, those that shrink the volume most first.
+
+    The result's voxels lie in memory as the volume's do.
+    """
+    lead = volume.ndim - 3
+    stored = np.argsort([-abs(step) for step in volume.strides[lead:]], kind="stable")
+    result = volume.transpose(*range(lead), *(lead + stored))
+    matrices = [weights[axis] for axis in stored]
+    for axis in sorted(range(3), key=lambda a: matrices[a].shape[0] / matrices[a].shape[1]):
+        matrix = matrices[axis]
         if matrix.shape[0] == matrix.shape[1] and (matrix != sparse.identity(matrix.shape[0])).nnz == 0:
             continue
-        result = _along(np.ascontiguousarray(result, np.float32), matrix, result.ndim - 3 + axis)
-    return np.ascontiguousarray(result, np.float32)
+        result = _along(np.ascontiguousarray(result, np.float32), matrix, lead + axis)
+    result = np.ascontiguousarray(result, np.float32)
+    return result.transpose(*range(lead), *(lead + np.argsort(stored)))
 
 
 def _along(volume: NDArray[np.float32], matrix: sparse.csr_matrix, axis: int) -> NDArray[np.float32]:

@@ -69,12 +69,14 @@ def restore_labels(
 
     known: voxels of the source that hold a value; the others get no class.
     """
-    turned = np.zeros(resampling.turned, np.uint8)  # the source's grid in the target's axis order
-    view = np.moveaxis(turned, axis, 0)
+    # the source's grid in the target's axis order; in memory slice after slice
+    turned = resampling.turned
+    view = np.zeros((turned[axis], *(n for a, n in enumerate(turned) if a != axis)), np.uint8)
     for position, one in enumerate(_between(slices, axis, resampling)):
         view[position] = decide(one)
-    labels = resampling._turn_back(turned)
-    labels[~known] = 0
+    labels = resampling.turn_back(np.moveaxis(view, 0, axis))
+    if not known.all():
+        labels[~known] = 0
     return labels
 
 

@@ -6,6 +6,7 @@ memory holds the probabilities of one slice, not of the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from maskformer.precision import prepare
 from maskformer.prediction import STRIDE, DensePrediction, Prediction
 from pipelines.config import PredictOptions
 from pipelines.devices import choose_device, choose_precision
-from pipelines.predictor import DEFAULT_SCORE, FLIPS
+from pipelines.predictor import DEFAULT_MASK, DEFAULT_SCORE, FLIPS
 from pipelines.predictor import STRIDE as COARSEST
 from pipelines.volumes.agreement import agree_slices
 from pipelines.volumes.probabilities import LEAST, ClassMaps, mixed
@@ -61,6 +62,7 @@ class SlicePredictor:
         self.device = choose_device(options.device)
         self.dtype = choose_precision(options.precision, self.device)
         self.flips = FLIPS[options.tta]
+        self.mask = DEFAULT_MASK if options.mask is None else options.mask
         self.modules = []
         for module in modules:
             module.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -97,7 +99,7 @@ class SlicePredictor:
         probabilities = class_maps(prediction, size, wanted)
         objects = SoftSet(MaskSet.empty(size), [])
         if wanted.objects:
-            objects = soft_instances(prediction, size, wanted.score, wanted.thing, soft)
+            objects = soft_instances(prediction, size, wanted, soft, self.mask)
         if axes:
             maps = np.ascontiguousarray(np.flip(probabilities.maps, axes))
             probabilities = ClassMaps(probabilities.classes, maps)
@@ -135,11 +137,17 @@ def class_maps(prediction: Prediction | DensePrediction, size: Size, wanted: Wan
 
 
 def soft_instances(
-    prediction: Prediction | DensePrediction, size: Size, score: float, thing: Sequence[bool], soft: bool = True
+    prediction: Prediction | DensePrediction, size: Size, wanted: Wanted, soft: bool = True, mask: float = DEFAULT_MASK
 ) -> SoftSet:
-    """The objects `inference.instances` gives for one picture, with soft masks where `soft` asks for them."""
+    """The objects `inference.instances` gives for one picture, with soft masks where `soft` asks for them.
+
+    mask: the probability above which a pixel is an object's. Soft masks are shifted (in logits) so that it becomes one
+    half: whoever cuts, averages or resamples them later needs to know of no other threshold.
+    """
+    score, thing = wanted.score, wanted.thing
     if not soft:
-        return SoftSet(inference.instances(prediction, size, valid=size, score=score, thing=list(thing))[0], [])
+        found = inference.instances(prediction, size, valid=size, score=score, mask=mask, thing=list(thing))[0]
+        return SoftSet(found, [])
     if isinstance(prediction, DensePrediction):
         maps = inference.semantic(prediction, size, valid=size)[0].cpu().numpy()
         objects = dense_inference.instances(maps, score, 0, list(thing))
@@ -152,13 +160,14 @@ def soft_instances(
     queries, labels = order // classes.shape[1], order % classes.shape[1]
     used, place = queries.unique(return_inverse=True)
     logits = prediction.mask_logits[0][used].float()
-    drawn, quality = draw(logits, size, size, 0.0)
+    limit = math.log(mask / (1 - mask))
+    drawn, quality = draw(logits, size, size, limit)
     scores = (flat[order] * quality[place]).cpu().numpy().astype(np.float32)
     which = place.cpu().numpy()
     objects = drawn[which].with_labels(labels.cpu().numpy()).with_scores(scores)
     kept = np.flatnonzero((scores >= score) & (objects.areas >= 1))
     kept = kept[np.argsort(-scores[kept], kind="stable")]
-    drawn_maps = {int(n): _upsampled(logits[[int(n)]], size)[0].cpu().numpy() for n in np.unique(which[kept])}
+    drawn_maps = {int(n): _upsampled(logits[[int(n)]] - limit, size)[0].cpu().numpy() for n in np.unique(which[kept])}
     objects = objects[kept]
     return SoftSet(objects, soft_of_maps(objects, [drawn_maps[int(n)] for n in which[kept]]))
 

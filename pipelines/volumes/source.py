@@ -63,13 +63,17 @@ class VolumeSource:
     def read(self, window: Window | None = None) -> tuple[NDArray, NDArray[np.bool_]]:
         """Values (C, d, h, w) in the file's units and valid (d, h, w) of a window of three slices; None is all of it.
 
-        A voxel is valid where every channel is a finite number; the values of the others are 0. ValueError where the
-        window leaves the volume.
+        A voxel is valid where every channel is a finite number; the values of the others are 0. In memory voxels lie
+        in the order of the file, so that its slices stay in one piece. ValueError where the window leaves the volume.
         """
         inside = self._inside(window)
         shape = tuple(part.stop - part.start for part in inside)
-        values = np.empty((len(self._planes), *shape), self.dtype)
-        valid = np.ones(shape, bool)
+        channels = len(self._planes)
+        if self.kind == "nifti":  # whose first axis runs fastest
+            values = np.empty((channels, *shape[::-1]), self.dtype).transpose(0, 3, 2, 1)
+            valid = np.ones(shape[::-1], bool).T
+        else:
+            values, valid = np.empty((channels, *shape), self.dtype), np.ones(shape, bool)
         for plane, reader, fill in zip(values, self._planes, self._selection.fills):
             plane[...] = fill if reader is None else reader(inside)
             if self.dtype.kind == "f":

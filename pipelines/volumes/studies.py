@@ -108,7 +108,7 @@ def predict_studies(
     rows: list[StudyRow] = []
     try:
         for number, path in enumerate(paths, start=rules.first):
-            row, notes = _one(path, predictor, Path(out), number, rules)
+            row, notes = predict_one(path, predictor, Path(out), number, rules)
             rows.append(row)
             log.info("study %d of %d: %s %s", number, len(paths), row.status, row.reason or row.folder)
             if rules.on_study:
@@ -157,10 +157,10 @@ class _Done(NamedTuple):
     notes: list[str]
 
 
-def _one(
+def predict_one(
     path: VolumePath, predictor: VolumePredictor, out: Path, number: int, rules: BatchRules
 ) -> tuple[StudyRow, list[str]]:
-    """Row and notes of one study, whatever becomes of it."""
+    """Predict one study of a batch: its row and notes, whatever becomes of it."""
     started = time.perf_counter()
     row, notes = StudyRow(number, "failed"), list[str]()
     try:

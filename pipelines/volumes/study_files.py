@@ -26,7 +26,7 @@ from pipelines.volumes.sinks.invented import STORED, dicom_geometry, invented_se
 from pipelines.volumes.sinks.nifti import write_labels, write_objects
 from pipelines.volumes.sinks.rtstruct import write_structures
 from pipelines.volumes.sinks.seg import write_seg
-from pipelines.volumes.sinks.table import write_table
+from pipelines.volumes.sinks.table import largest_diameters, write_table
 from pipelines.volumes.slicing import transposed
 from pipelines.volumes.source import VolumeSource, stem_of
 
@@ -78,7 +78,8 @@ def write_study(folder: Path, study: Study, predictor: VolumePredictor, result: 
     with study.watch.stage("write"):
         write_labels(folder / "labels.nii.gz", result.labels, source.geometry, classes, header)
         write_objects(folder / "objects.nii.gz", result.objects, source.geometry, classes, header)
-        write_table(folder / "objects.csv", result.objects, source.geometry, classes)
+        diameters = largest_diameters(result.objects, source.geometry)
+        write_table(folder / "objects.csv", result.objects, source.geometry, classes, diameters)
     if result.torn:
         study.notes.append(f"{result.torn} objects are in two pieces: please report this")
     with discreet_pydicom():
@@ -87,7 +88,7 @@ def write_study(folder: Path, study: Study, predictor: VolumePredictor, result: 
         from pipelines.volumes.report import write_study_report
 
         with study.watch.stage("report"):
-            write_study_report(folder / "report.html", study, predictor, result)
+            write_study_report(folder / "report.html", study, predictor, result, diameters)
     _write_manifest(folder / "run.json", study, predictor, result)
 
 
@@ -163,7 +164,7 @@ def _write_manifest(path: Path, study: Study, predictor: VolumePredictor, result
             **source.geometry.to_dict(),
         },
         "parameters": predictor.options.model_dump(mode="json"),
-        "settled": {k: getattr(predictor.settled, k) for k in ("task", "score", "device", "precision")},
+        "settled": {k: getattr(predictor.settled, k) for k in ("task", "score", "mask", "device", "precision")},
         "timings_s": study.watch.seconds,
         "peak_rss_bytes": peak_rss_bytes(),
         "objects": len(result.objects),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 
 from adapters.classes import ClassSet
+from maskformer import label_maps
 from maskformer.masks import MaskSet
 from pipelines.sinks.folder import atomic_write
 from pipelines.volumes.geometry import VolumeGeometry
@@ -26,7 +27,7 @@ from pipelines.volumes.sinks import NOTICE
 _COMMENT, _CARET = 6, 30  # NIFTI_ECODE_*
 _INTENT_LABEL = 1002
 _LEVEL = 2  # of gzip; labels are long runs: level 9 saves a tenth and takes eight times as long
-_SLAB = 32 << 20
+_SLAB = 16 << 20  # voxels in the hand at a time
 # Free text of the source's header may hold a name; none of it says where voxels lie.
 _TEXTS = ("descrip", "db_name", "aux_file", "intent_name", "data_type")
 
@@ -40,7 +41,7 @@ def write_labels(
     (DICOM) they are made from `geometry`. uint8, or uint16 above 255.
     """
     table = {index + 1: (one.name, classes.colours[index]) for index, one in enumerate(classes.classes)}
-    _write(path, [labels], geometry, reference, _smallest(int(labels.max(initial=0))), table)
+    _write(path, _slabs(labels), geometry, reference, _smallest(int(labels.max(initial=0))), table)
     data = {"notice": NOTICE, "labels": {str(v): {"name": n, "colour": c} for v, (n, c) in table.items()}}
     _write_json(_beside(path), data)
     return path
@@ -60,8 +61,9 @@ def write_objects(
         for n, (name, label) in enumerate(zip(names, objects.labels.tolist()))
     }
     depth = int(layer.max(initial=0)) + 1
-    layers = (_layer(objects, np.flatnonzero(layer == number)) for number in range(depth))
-    _write(path, layers, geometry, reference, _smallest(len(objects)), table, depth)
+    numbered = objects.with_labels(np.arange(1, len(objects) + 1))
+    slabs = (slab for number in range(depth) for slab in _painted(numbered[layer == number]))
+    _write(path, slabs, geometry, reference, _smallest(len(objects)), table, depth)
     rows = {
         str(n + 1): {"layer": int(layer[n]), "class": name, "score": round(float(objects.scores[n]), 6)}
         for n, name in enumerate(names)
@@ -81,8 +83,23 @@ def read_objects(path: str | Path, labels: Sequence[int]) -> MaskSet:
     return whole.with_labels(np.asarray(labels)[np.sort(values).astype(int) - 1])
 
 
-def _layer(objects: MaskSet, numbers: NDArray) -> NDArray[np.int32]:
-    return objects._paint(numbers) if len(numbers) else np.zeros(objects.shape, np.int32)
+def _slabs(volume: NDArray) -> Iterator[NDArray]:
+    """A volume in pieces of about _SLAB voxels, some slices of the last axis each: as they follow in the file."""
+    for part in _pieces(volume.shape):
+        yield volume[..., part]
+
+
+def _painted(numbered: MaskSet) -> Iterator[NDArray[np.int32]]:
+    """The same of the label map of objects that do not meet, whose labels are their values; never the whole of it."""
+    for part in _pieces(numbered.shape):
+        found = numbered.crop((slice(None), slice(None), part))
+        yield label_maps.paint(found.shape, *found._flat(), found.offsets, found.labels)
+
+
+def _pieces(shape: Sequence[int]) -> Iterator[slice]:
+    pages = max(1, _SLAB // max(1, shape[0] * shape[1]))
+    for start in range(0, shape[2], pages):
+        yield slice(start, min(start + pages, shape[2]))
 
 
 def _smallest(highest: int) -> np.dtype:
@@ -91,7 +108,7 @@ def _smallest(highest: int) -> np.dtype:
 
 def _write(
     path: Path,
-    layers: Any,
+    slabs: Iterable[NDArray],
     geometry: VolumeGeometry,
     reference: Any,
     dtype: np.dtype,
@@ -104,7 +121,6 @@ def _write(
     header.extensions.append(Nifti1Extension(_CARET, _label_table(table)))
     header.extensions.append(Nifti1Extension(_COMMENT, NOTICE.encode()))
     stored = header.get_data_dtype()  # in the header's byte order
-    pages = max(1, _SLAB // max(1, geometry.shape[0] * geometry.shape[1] * dtype.itemsize))
     with (
         atomic_write(path) as temporary,
         Path(temporary).open("wb") as raw,
@@ -113,10 +129,8 @@ def _write(
     ):
         header.write_to(file)
         file.write(b"\0" * (int(header["vox_offset"]) - file.tell()))
-        for layer in layers:
-            for start in range(0, geometry.shape[2], pages):
-                slab = layer[..., start : start + pages].astype(stored)
-                file.write(slab.tobytes(order="F"))
+        for slab in slabs:
+            file.write(slab.astype(stored).tobytes(order="F"))
 
 
 def _header(geometry: VolumeGeometry, reference: Any) -> Any:

@@ -22,12 +22,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_table(path: Path, objects: MaskSet, geometry: VolumeGeometry, classes: ClassSet) -> Path:
+def write_table(
+    path: Path,
+    objects: MaskSet,
+    geometry: VolumeGeometry,
+    classes: ClassSet,
+    diameters: NDArray[np.float64] | None = None,
+) -> Path:
     """One row an object, numbered as in objects.nii.gz; class_id as in labels.nii.gz.
 
     right, anterior, superior: the centroid in patient mm (RAS). diameter_max: the largest distance between two of its
-    voxel centres; diameter_sphere: of the ball of the same volume.
+    voxel centres (`diameters`, where they are known already); diameter_sphere: of the ball of the same volume.
     """
+    diameters = largest_diameters(objects, geometry) if diameters is None else diameters
     centres = geometry.world(centroids(objects))
     with atomic_write(path) as temporary, Path(temporary).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -35,7 +42,7 @@ def write_table(path: Path, objects: MaskSet, geometry: VolumeGeometry, classes:
         for n in range(len(objects)):
             label = int(objects.labels[n])
             volume = float(objects.areas[n]) * geometry.voxel_volume_mm3
-            lengths = (largest_diameter(objects[[n]], geometry), (6 * volume / np.pi) ** (1 / 3))
+            lengths = (diameters[n], (6 * volume / np.pi) ** (1 / 3))
             row = [n + 1, int(objects.ids[n]), label + 1, classes.classes[label].name, f"{objects.scores[n]:.4f}"]
             row += [int(objects.areas[n]), *(f"{v:.3f}" for v in (volume, *centres[n], *lengths)), NOTICE]
             writer.writerow(row)
@@ -52,11 +59,16 @@ def centroids(objects: MaskSet) -> NDArray[np.float64]:
     return np.divide(sums, areas, out=np.full(sums.shape, np.nan), where=areas > 0)
 
 
+def largest_diameters(objects: MaskSet, geometry: VolumeGeometry) -> NDArray[np.float64]:
+    """(N,) mm, see `largest_diameter`."""
+    return np.array([largest_diameter(objects[[n]], geometry) for n in range(len(objects))])
+
+
 def largest_diameter(one: MaskSet, geometry: VolumeGeometry) -> float:
     """mm between the two voxel centres of an object that are furthest apart (found on its convex hull)."""
     runs = one.runs
     ends = np.concatenate([runs[:, :3], np.column_stack([runs[:, :2], runs[:, 3] - 1])])
-    points = geometry.world(np.unique(ends, axis=0))
+    points = geometry.world(ends)
     if len(points) > 8:
         try:
             points = points[ConvexHull(points).vertices]

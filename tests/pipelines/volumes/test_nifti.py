@@ -38,6 +38,7 @@ def test_values_and_windows(tmp_path: Path, dtype: str, ending: str) -> None:
         assert np.array_equal(found[0], array) and valid.all() and found.dtype == np.dtype(dtype)
         part, _ = source.read((slice(1, 3), slice(None), slice(8, 9)))
         assert np.array_equal(part[0], array[1:3, :, 8:9])
+        assert found[0].flags.f_contiguous and valid.flags.f_contiguous, "the file's slices lie in one piece"
         assert np.array_equal(source.geometry.affine, nibabel.load(path).affine)
         with pytest.raises(ValueError, match="not inside"):
             source.read((slice(0, 99), slice(None), slice(None)))

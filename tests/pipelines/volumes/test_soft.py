@@ -28,8 +28,8 @@ def blob(shape: tuple[int, ...], centre: tuple[float, ...], radius: float) -> np
     return np.clip((radius - away) / 2 + 0.5, 0, 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", ["queries", "pixels"])
-def test_soft_objects_are_the_objects_of_inference(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "mask"), [("queries", 0.5), ("queries", 0.8), ("queries", 0.15), ("pixels", 0.5)])
+def test_soft_objects_are_the_objects_of_inference(kind: str, mask: float) -> None:
     torch.manual_seed(0)
     if kind == "queries":
         smooth = torch.nn.functional.interpolate(torch.randn(1, 6, 4, 5) * 4, size=(16, 24), mode="bilinear")
@@ -38,14 +38,17 @@ def test_soft_objects_are_the_objects_of_inference(kind: str) -> None:
         smooth = torch.nn.functional.interpolate(torch.randn(1, 4, 6, 8) * 4, size=(64, 96), mode="bilinear")
         prediction = DensePrediction(smooth)
     size, thing = (61, 90), [True, True, False]
-    plain = inference.instances(prediction, size, valid=size, score=0.2, thing=thing)[0]
-    found = soft_instances(prediction, size, 0.2, thing)
+    plain = inference.instances(prediction, size, valid=size, score=0.2, mask=mask, thing=thing)[0]
+    wanted = Wanted(tuple(thing), score=0.2)
+    found = soft_instances(prediction, size, wanted, mask=mask)
     assert len(plain) > 2 and found.objects == plain and len(found.soft) == len(plain)
-    for mask, one in zip(plain.to_dense(), found.soft):
+    for shape, one in zip(plain.to_dense(), found.soft):
         drawn = np.zeros(size, bool)
         drawn[tuple(slice(a, a + n) for a, n in zip(one.offset, one.values.shape))] = one.values >= INSIDE
-        assert np.array_equal(drawn, mask), "a voxel is in the mask where its byte is one half or more"
-    assert soft_instances(prediction, size, 0.2, thing, soft=False).objects == plain
+        assert np.array_equal(drawn, shape), "a voxel is in the mask where its byte is one half or more"
+    assert soft_instances(prediction, size, wanted, soft=False, mask=mask).objects == plain
+    if kind == "queries" and mask != 0.5:
+        assert plain != inference.instances(prediction, size, valid=size, score=0.2, thing=thing)[0]
 
 
 @pytest.mark.parametrize("layered", [False, True])

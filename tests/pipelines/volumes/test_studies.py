@@ -120,6 +120,35 @@ def test_options_reach_the_pipeline(bundle: Path, tmp_path: Path, capsys: pytest
     assert run["model"]["folds"] == 2 and any("invented" in note for note in run["warnings"])
 
 
+def test_a_series_is_chosen_by_its_uid_or_the_end_of_it(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for name, depth in (("soft", 6), ("lung", 4)):
+        stack(tmp_path / "night" / name, random.integers(800, 1200, (depth, 24, 26)).astype(np.uint16), name)
+    uid = pydicom.dcmread(next((tmp_path / "night" / "lung").iterdir())).SeriesInstanceUID
+    words = ["predict", str(bundle), str(tmp_path / "night"), *CPU, "--score", "0"]
+
+    def predicted(name: str, *flags: str) -> tuple[dict, str]:
+        assert cli.run([*words, "--out", str(tmp_path / name), *flags]) == 0
+        seen = capsys.readouterr().err
+        return json.loads(next((tmp_path / name).glob("study-*/run.json")).read_text()), seen
+
+    by_rule, seen = predicted("rule")
+    assert by_rule["source"]["shape"][0] == 6, "the most slices"
+    ending = uid[-8:]
+    assert f"{ending}" in seen, "what was passed over is named by what --series takes"
+    for name, chosen in (("whole", uid), ("end", ending)):
+        run, seen = predicted(name, "--series", chosen)
+        assert run["source"]["shape"][0] == 4 and run["parameters"]["series"] == chosen
+        assert "taken: CT, 4 slices" in seen and "passed over: CT, 6 slices" in seen and "not the one asked for" in seen
+    seg = pydicom.dcmread(next((tmp_path / "end").glob("study-*/segmentation.dcm")))
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+    assert cli.run([*words, "--out", str(tmp_path / "none"), "--series", "9.9.9.9"]) == 3
+    table = capsys.readouterr().out
+    assert "no series 9.9.9.9; there are" in table and ending in table
+
+
 def test_what_does_not_apply_is_refused(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "out")]
     assert cli.run(["predict", str(bundle), "scan.nii.gz", "--tile", "512", "--aoi", "a.geojson", *out]) == 2

@@ -22,6 +22,7 @@ from pipelines.volumes.geometry import VolumeGeometry
 from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor, VolumeResult
 from pipelines.volumes.report import render, volume_text
 from pipelines.volumes.report_pictures import SIDE, VOXELS, Atlas, page_grid
+from pipelines.volumes.sinks.table import largest_diameters
 from pipelines.volumes.source import open_volume
 from pipelines.volumes.study_files import Study
 from tests.browser import browser, opened
@@ -44,7 +45,8 @@ def page(folder: Path, adapter: DomainAdapter | None = None, notes: tuple[str, .
     predictor = VolumePredictor(VolumeModel(Oracle(2), adapter, name="test"), VolumeOptions(**FAST))
     with open_volume(path, adapter.channels) as source:
         study = Study(source, "0" * 64, "study-1", "key", Stopwatch(), list(notes))
-        return render(study, predictor, VolumeResult(labels, objects, 0))
+        diameters = largest_diameters(objects, source.geometry)
+        return render(study, predictor, VolumeResult(labels, objects, 0), diameters)
 
 
 def test_the_page_is_one_file_and_says_what_it_is(tmp_path: Path) -> None:
@@ -56,6 +58,15 @@ def test_the_page_is_one_file_and_says_what_it_is(tmp_path: Path) -> None:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
     assert not re.search(r'(src|href)="(?!data:)', text) and "http://" not in text and "https://" not in text
+
+
+def test_diameters_are_listed_and_classes_that_are_not_there_are_named_apart(tmp_path: Path) -> None:
+    names = ClassSet((Class("organ"), Class("lesion"), Class("spleen"), Class("kidney")))
+    text = page(tmp_path, DomainAdapter("a", ChannelSet((Channel.window("grey", -50, 150, (1,)),)), names))
+    assert "Not found: spleen, kidney." in text and text.count("data-class=") == 2
+    lengths = re.findall(r"<td>([\d.]+) mm</td>", text)
+    wanted = np.linalg.norm(AFFINE[:3, :3] @ [9, 8, 6])  # of the box of 10 x 9 x 7 voxels, along that diagonal
+    assert len(lengths) == 3 and float(lengths[-1]) == 0 and max(map(float, lengths)) >= float(f"{wanted:.3g}")
 
 
 def test_sheets_hold_every_slice(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from adapters.channels import Channel, ChannelSet
 from adapters.classes import Class, ClassSet
 from adapters.volume import VolumeRules
 from maskformer.masks import MaskSet
-from maskformer.prediction import DensePrediction
+from maskformer.prediction import DensePrediction, Prediction
 from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor, apart
 from pipelines.volumes.slicing import Slices
 from pipelines.volumes.source import open_volume
@@ -66,6 +66,14 @@ class Threshold(nn.Module):
     def forward(self, x: Tensor) -> DensePrediction:
         seen = x[:, self.middle]
         return DensePrediction(torch.stack([self.sure * (seen - 0.5 + self.shift), torch.zeros_like(seen)], 1))
+
+
+class OneQuery(nn.Module):
+    """One object of class 0, whose mask is as probable as the picture is bright: from 0.02 to 0.98."""
+
+    def forward(self, x: Tensor) -> Prediction:
+        masks = 8 * (nn.functional.avg_pool2d(x[:, :1], 4) - 0.5)
+        return Prediction(torch.tensor([[[9.0, -9.0]]]).expand(len(x), 1, 2), masks)
 
 
 @pytest.mark.parametrize("planes", [None, ("axial",), ("coronal",), ("axial", "coronal", "sagittal")])
@@ -173,6 +181,28 @@ def test_folds_are_averaged(tmp_path: Path) -> None:
             for kind in ("labels", "objects")
         ]
     assert sizes["low"][0] < sizes["both"][0] < sizes["high"][0] and sizes["both"] == sizes["middle"]
+
+
+@pytest.mark.parametrize("way", [{}, {"tta": "flip"}, {"spacing": (2.0, 2.0, 1.0)}, {"spacing": (0.5, 0.5, 1.0)}])
+def test_masks_are_cut_at_the_models_own_threshold(tmp_path: Path, way: dict) -> None:
+    ramp = np.tile(np.linspace(0, 1, 64, dtype=np.float32)[:, None, None], (1, 64, 3))
+    path = save(tmp_path / "scan.nii", ramp, np.diag([-1.0, -1, 1, 1]))
+    one = adapter(1, **{k: v for k, v in way.items() if k == "spacing"})
+    flags = {**FAST, **{k: v for k, v in way.items() if k == "tta"}}
+    share = {}
+    for name, tuned, asked in (
+        ("plain", {}, {}),
+        ("tuned", {"mask": 0.8}, {}),
+        ("asked", {"mask": 0.8}, {"mask": 0.2}),
+    ):
+        model = VolumeModel(OneQuery(), one, {"score": 0.1, **tuned}, digest=name)
+        with open_volume(path) as source:
+            objects = VolumePredictor(model, VolumeOptions(**flags, **asked, planes=("axial",)))(source).objects
+        assert len(objects) == 1
+        share[name] = objects.areas[0] / ramp.size
+    # the picture is bright enough for 0.8 from 0.5 + ln(4) / 8 on
+    for name, wanted in (("plain", 0.5), ("tuned", 0.5 - np.log(4) / 8), ("asked", 0.5 + np.log(4) / 8)):
+        assert abs(share[name] - wanted) < 2.5 / 64, (name, share)
 
 
 def test_an_organ_and_its_lesions_in_one_pass(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Volumes out: geometry to the bit, overlaps kept, bytes reproducible, names of patients nowhere."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from adapters.classes import Class, ClassSet
 from maskformer.masks import MaskSet
 from pipelines.volumes.geometry import VolumeGeometry
-from pipelines.volumes.sinks import NOTICE
+from pipelines.volumes.sinks import NOTICE, nifti
 from pipelines.volumes.sinks.nifti import read_objects, write_labels, write_objects
 from pipelines.volumes.sinks.table import largest_diameter, write_table
 from pipelines.volumes.source import open_volume
@@ -88,6 +89,20 @@ def test_many_objects_take_a_wider_type_and_equal_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     assert nibabel.load(first).get_data_dtype() == np.uint16
     assert read_objects(first, objects.labels) == objects
+
+
+def test_what_is_written_in_pieces_is_what_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects, geometry = overlapping(), VolumeGeometry(SHAPE, OBLIQUE)
+    labels = np.asfortranarray(np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8))
+    found = []
+    for name, voxels in (("whole", nifti._SLAB), ("pieces", 2 * SHAPE[0] * SHAPE[1])):
+        monkeypatch.setattr(nifti, "_SLAB", voxels)
+        one = write_objects(tmp_path / name / "objects.nii.gz", objects, geometry, CLASSES)
+        two = write_labels(tmp_path / name / "labels.nii.gz", labels, geometry, CLASSES)
+        assert np.array_equal(nibabel.load(two).get_fdata(), labels)
+        assert read_objects(one, objects.labels) == objects.with_scores([1, 1, 1])
+        found.append([gzip.decompress(path.read_bytes()) for path in (one, two)])
+    assert found[0] == found[1]
 
 
 def test_the_table_is_in_patient_millimetres(tmp_path: Path) -> None:
