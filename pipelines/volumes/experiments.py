@@ -31,7 +31,7 @@ from pipelines.training import fit
 from pipelines.volumes.cases import ROLES, CaseSplit, LabelledCase, check_folds, describe, gather_cases, split_cases
 from pipelines.volumes.dataset import SliceDataset, SliceSampling
 from pipelines.volumes.evaluation import CaseScores, hashed, score_case, summary
-from pipelines.volumes.options import VolumeOptions
+from pipelines.volumes.options import VolumeOptions, slices_at_once
 from pipelines.volumes.prediction import VolumeModel, VolumePredictor
 from pipelines.volumes.prepared import CaseStore, labels_of, open_case
 from pipelines.volumes.tuning import tune_volumes
@@ -182,9 +182,9 @@ def _score(
 
 def volume_options(predict: PredictOptions, task: str | None = None) -> VolumeOptions:
     """What a run config says of prediction, for volumes."""
-    names = {"score", "mask", "tta", "device", "precision", *({"batch"} & predict.model_fields_set)}
+    names = {"score", "mask", "tta", "device", "precision"}
     shared = {name: getattr(predict, name) for name in names}
-    return VolumeOptions(**{**shared, "task": task or predict.task})
+    return VolumeOptions(**{**shared, "task": task or predict.task, "batch": slices_at_once(predict)})
 
 
 def _pool(config: RunConfig, out: Path, folds: Sequence[Outcome]) -> Outcome:

@@ -7,7 +7,14 @@ from typing import Literal
 from pydantic import Field
 
 from adapters.volume import Plane
-from pipelines.config import Strict
+from pipelines.config import PredictOptions, Strict
+
+SLICES = 4  # a forward pass
+
+
+def slices_at_once(predict: PredictOptions) -> int:
+    """Slices a forward pass by a run config; its `auto` is for the tiles of scenes."""
+    return predict.batch if isinstance(predict.batch, int) and "batch" in predict.model_fields_set else SLICES
 
 
 class VolumeOptions(Strict):
@@ -39,4 +46,4 @@ class VolumeOptions(Strict):
     tta: Literal["none", "flip"] = Field("none", description="flip: averaged over mirrored slices, four times as slow")
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    batch: int = Field(4, gt=0, description="slices a forward pass")
+    batch: int = Field(SLICES, gt=0, description="slices a forward pass")

@@ -20,6 +20,7 @@ from pipelines.predictor import DEFAULT_SCORE
 from pipelines.tuning import LOWEST_SCORE, SCORES, ThresholdCurve, middle_of_best
 from pipelines.volumes.linking import link_slices
 from pipelines.volumes.metrics import lesion_f1
+from pipelines.volumes.options import slices_at_once
 from pipelines.volumes.prepared import PreparedCase, pictures
 from pipelines.volumes.slice_predictor import SlicePredictor, Wanted
 from pipelines.volumes.slicing import turn_objects
@@ -47,7 +48,7 @@ def tune_volumes(
     quality: list[list[float]] = [[] for _ in SCORES]
     for number, case in enumerate(cases, start=1):
         axis = case.axes[0]
-        found = _predict(predictor, wanted, case, curve, options.batch)
+        found = _predict(predictor, wanted, case, curve, slices_at_once(options))
         if objects:
             truth = case.objects
             truth = truth[np.array(things, bool)[truth.labels]]
