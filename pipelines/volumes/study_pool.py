@@ -71,6 +71,8 @@ def predict_in_processes(
     rows: dict[int, StudyRow] = {}
     waiting, deaths = deque(range(len(paths))), Counter[int]()
     crew = [start(_serve, work) for _ in range(min(processes.workers, len(paths)))]
+    if rules.on_progress:
+        rules.on_progress("studies", 0, len(paths))
     try:
         while len(rows) < len(paths):
             for worker in crew:
