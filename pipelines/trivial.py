@@ -9,7 +9,7 @@ of shares is 3g - 1), and for every two channels (a - b) / (a + b), the form of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -79,11 +79,25 @@ def tune_threshold(training: Sequence[Labelled]) -> Rule | None:
     if not parts:
         return None
     truth = np.concatenate([truth for _, truth in parts])
+    names = [name for name in parts[0][0] if all(name in quantities for quantities, _ in parts)]
+    return best_rule({name: np.concatenate([q[name] for q, _ in parts]) for name in names}, truth)
+
+
+def best_rule(quantities: Mapping[str, Floats], truth: Bools) -> Rule | None:
+    """The cut with the best IoU of all quantities (P,) against truth (P,); None where there is no foreground."""
     if not truth.any():
         return None
-    names = [name for name in parts[0][0] if all(name in quantities for quantities, _ in parts)]
-    rules = [_best_cut(name, np.concatenate([q[name] for q, _ in parts]), truth) for name in names]
-    return max(rules, key=lambda rule: rule.iou)
+    return max((_best_cut(name, values, truth) for name, values in quantities.items()), key=lambda rule: rule.iou)
+
+
+def foreground_of(rule: Rule, source: Any) -> Bools:
+    """(H, W) where the rule says foreground; nowhere without data."""
+    found = np.zeros(source.shape, bool)
+    for top in range(0, found.shape[0], BAND_ROWS):
+        window = (slice(top, min(top + BAND_ROWS, found.shape[0])), slice(0, found.shape[1]))
+        image, valid = source.read(window)
+        found[window][valid] = rule(_quantities(image[:, valid], source.channels))
+    return found
 
 
 def _best_cut(name: str, values: Floats, truth: Bools) -> Rule:

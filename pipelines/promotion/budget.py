@@ -8,10 +8,10 @@ counts, because whatever else runs on the machine only ever adds.
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,15 +29,15 @@ PATIENCE_S = 1800
 
 @dataclass(frozen=True)
 class Ground:
-    """What is predicted: a window of a scene."""
+    """What is predicted: a window of a scene; or a study (`pipelines.volumes.source.VolumePath`), then all of it."""
 
-    path: Path
+    path: Any
     window: tuple[tuple[int, int], ...]
 
     @property
     def megapixels(self) -> float:
-        (top, bottom), (left, right) = self.window
-        return (bottom - top) * (right - left) / 1e6
+        """Or megavoxels."""
+        return math.prod(stop - start for start, stop in self.window) / 1e6
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _faults(mine: Cost, theirs: Cost, policy: Policy) -> list[str]:
 def _one(bundle: Bundle, ground: Ground, machine: PredictOptions) -> Cost:
     """Measure in a fresh process."""
     mine, its = _server().Pipe(duplex=False)
-    arguments = (its, str(bundle.folder), str(ground.path), ground.window, machine, torch.get_num_threads())
+    arguments = (its, str(bundle.folder), ground.path, ground.window, machine, torch.get_num_threads())
     process = _server().Process(target=probe, args=arguments, name="maskbridge-probe", daemon=True)
     process.start()
     its.close()
@@ -125,7 +125,8 @@ def _server() -> Any:
 
 
 def _shown(cost: Cost, ground: Ground) -> str:
-    return f"{ground.megapixels / cost.seconds:.2f} megapixels a second, peak {_mib(cost.peak_bytes)} MiB"
+    what = "megapixels" if len(ground.window) == 2 else "megavoxels"
+    return f"{ground.megapixels / cost.seconds:.2f} {what} a second, peak {_mib(cost.peak_bytes)} MiB"
 
 
 def _mib(size: float) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.promotion.frozen import SHOWN, FrozenData, changes
+from pipelines.promotion.frozen import SHOWN, Frozen, changes
 from pipelines.promotion.policy import Verdict
 
 
@@ -19,8 +19,8 @@ class Expected:
     contents: Mapping[str, str] | None = None  # of the frozen one
 
 
-def check_data(data: FrozenData, expected: Expected, provenance: Mapping[str, Any]) -> Verdict:
-    """Digests agree, and no window that trained or tuned the candidate overlaps one that judges it."""
+def check_data(data: Frozen, expected: Expected, provenance: Mapping[str, Any]) -> Verdict:
+    """Digests agree, and nothing that trained or tuned the candidate judges it."""
     faults = []
     now = data.digest
     known = {now, *(data.digest_of(config.name) for config in data.configs)}
@@ -33,22 +33,8 @@ def check_data(data: FrozenData, expected: Expected, provenance: Mapping[str, An
             + (f" ({what})" if what else "")
             + "; --new-data freezes the gate on this one"
         )
-    shared = sum(_learned(row, data) for row in provenance.get("places", []))
-    if shared:
-        faults.append(f"the candidate was trained or tuned on {shared} of the pixels that judge it")
-    says = "; ".join(faults) or f"data {now[:SHOWN]}, {len(data.parts)} places"
-    return Verdict("data", not faults, says, {"digest": now, "learned_pixels": shared})
-
-
-def _learned(row: Mapping[str, Any], data: FrozenData) -> int:
-    """Pixels a place of the candidate's training shares with the scored ones."""
-    if row["role"] == "test":
-        return 0
-    shared = 0
-    for part in data.parts:
-        if part.sha256 == row["sha256"]:
-            sides = [
-                min(b, mine.stop) - max(a, mine.start) for (a, b), mine in zip(row["window"], part.window, strict=True)
-            ]
-            shared += max(0, sides[0]) * max(0, sides[1])
-    return shared
+    learned = data.learned(provenance)
+    if learned:
+        faults.append(f"the candidate was trained or tuned on {learned} that judge it")
+    says = "; ".join(faults) or f"data {now[:SHOWN]}, {len(data.parts)} {data.NOUN}"
+    return Verdict("data", not faults, says, {"digest": now, "learned": learned})

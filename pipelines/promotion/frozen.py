@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from adapters.base import Annotation, DomainAdapter
 from adapters.errors import InputError
@@ -46,18 +46,31 @@ class Part:
             yield source.view(self.window)
 
 
+class Frozen(Protocol):
+    """What rule `data` asks of the data: of scenes (`FrozenData`) or of studies (`volumes.data.FrozenStudies`)."""
+
+    NOUN: ClassVar[str]
+    configs: list[RunConfig]
+    contents: dict[str, str]
+
+    @property
+    def parts(self) -> Sequence[Any]: ...
+    @property
+    def digest(self) -> str: ...
+    def digest_of(self, domain: str) -> str: ...
+    def learned(self, provenance: Mapping[str, Any]) -> str: ...
+
+
 class FrozenData:
     """Context manager over `configs` as `adapter` reads their labels: `parts`, `digest`, `contents` (name -> digest).
 
     Scored are the held-out places; of a config that names none, every scene whole. InputError as the readers raise it.
     """
 
+    NOUN: ClassVar[str] = "places"
+
     def __init__(self, configs: Sequence[RunConfig], adapter: DomainAdapter) -> None:
-        if not configs:
-            raise InputError("promote: expected data to judge by")
-        names = [config.name for config in configs]
-        if len(set(names)) < len(names):
-            raise InputError(f"promote: two data configs are named alike ({', '.join(names)}); a name is a domain")
+        check_domains(configs)
         self.configs = list(configs)
         self.adapter = adapter
         self.parts: list[Part] = []
@@ -81,11 +94,30 @@ class FrozenData:
     @property
     def digest(self) -> str:
         """sha256 over the contents, in hex; names and the order of scenes do not matter."""
-        return _digest(*sorted(self.contents.values()))
+        return combined(self.contents)
 
     def digest_of(self, domain: str) -> str:
         """The same of one config's scenes: what an evaluation by that config alone was on."""
-        return _digest(*sorted(digest for name, digest in self.contents.items() if name.startswith(f"{domain}/")))
+        return combined(self.contents, domain)
+
+    def learned(self, provenance: Mapping[str, Any]) -> str:
+        """In words, how much of the scored pixels the model with this provenance has learned from; empty: nothing."""
+        shared = sum(self._shared(row) for row in provenance.get("places", []))
+        return f"{shared} of the pixels" if shared else ""
+
+    def _shared(self, row: Mapping[str, Any]) -> int:
+        """Pixels a place of a training shares with the scored ones."""
+        if row["role"] == "test":
+            return 0
+        shared = 0
+        for part in self.parts:
+            if part.sha256 == row["sha256"]:
+                sides = [
+                    min(b, mine.stop) - max(a, mine.start)
+                    for (a, b), mine in zip(row["window"], part.window, strict=True)
+                ]
+                shared += max(0, sides[0]) * max(0, sides[1])
+        return shared
 
     def _read(self, config: RunConfig) -> None:
         data = self._stack.enter_context(LabelledData(_for(config, self.adapter)))
@@ -100,7 +132,7 @@ class FrozenData:
             name = name if name not in self.contents else f"{name} ({number + 1})"
             digest = scene.source.digest()
             options = scene.item.label_options
-            self.contents[name] = _digest(
+            self.contents[name] = digest_of_parts(
                 digest, labels_digest(scene.labels), asdict(options), [_plain(w) for w in windows]
             )
             for window in windows:
@@ -117,8 +149,32 @@ def load_frozen(paths: Sequence[str | Path]) -> list[RunConfig]:
 
 def data_digest(configs: Sequence[RunConfig], adapter: DomainAdapter) -> str:
     """Digest of what `configs` have held out, as a model with `adapter` would be judged on it."""
-    with FrozenData(configs, adapter) as data:
+    with freeze(configs, adapter) as data:
         return data.digest
+
+
+def freeze(configs: Sequence[RunConfig], adapter: DomainAdapter) -> Any:
+    """A context manager over the data: scenes, or for an adapter of volumes studies."""
+    if adapter.volume is None:
+        return FrozenData(configs, adapter)
+    from pipelines.promotion.volumes.data import FrozenStudies
+
+    return FrozenStudies(configs, adapter)
+
+
+def check_domains(configs: Sequence[RunConfig]) -> None:
+    """InputError where there is no data, or two configs bear one name."""
+    if not configs:
+        raise InputError("promote: expected data to judge by")
+    names = [config.name for config in configs]
+    if len(set(names)) < len(names):
+        raise InputError(f"promote: two data configs are named alike ({', '.join(names)}); a name is a domain")
+
+
+def combined(contents: Mapping[str, str], domain: str | None = None) -> str:
+    """Digest over all contents, or over one domain's; names and order do not matter."""
+    chosen = (digest for name, digest in contents.items() if domain is None or name.startswith(f"{domain}/"))
+    return digest_of_parts(*sorted(chosen))
 
 
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> str:
@@ -137,10 +193,10 @@ def labels_digest(path: Path) -> str:
     """sha256 of a label file with the files that belong to it, or of all files of a folder."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        return _digest(*((str(file.relative_to(path)), sha256(file)) for file in files))
+        return digest_of_parts(*((str(file.relative_to(path)), sha256(file)) for file in files))
     if path.suffix.lower() == ".shp":
         files = sorted(path.parent.glob(f"{path.stem}.*"))
-        return _digest(*((file.suffix.lower(), sha256(file)) for file in files))
+        return digest_of_parts(*((file.suffix.lower(), sha256(file)) for file in files))
     return sha256(path)
 
 
@@ -152,5 +208,6 @@ def _plain(window: tuple[slice, ...]) -> list[list[int]]:
     return [[part.start, part.stop] for part in window]
 
 
-def _digest(*parts: Any) -> str:
+def digest_of_parts(*parts: Any) -> str:
+    """sha256, in hex, of what JSON makes of them."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

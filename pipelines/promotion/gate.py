@@ -6,8 +6,8 @@ other rules are asked, so that a refusal names everything that is wrong with a m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from adapters.base import DomainAdapter
-from adapters.errors import InputError
 from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions
 from pipelines.metrics import UNSEEN, MatchCounts, f1_counts_by_size
@@ -24,7 +23,8 @@ from pipelines.promotion.budget import Ground, check_budget
 from pipelines.promotion.data import Expected, check_data
 from pipelines.promotion.finite import RULE as FINITE
 from pipelines.promotion.finite import check_weights
-from pipelines.promotion.frozen import FrozenData
+from pipelines.promotion.floor import floors_of_scenes
+from pipelines.promotion.frozen import FrozenData, Part
 from pipelines.promotion.grid_shift import Shift, check_shift, measure_shift
 from pipelines.promotion.identity import check_identity
 from pipelines.promotion.outputs import Artifact, NotFinite, Outputs
@@ -32,10 +32,9 @@ from pipelines.promotion.policy import Policy, Verdict
 from pipelines.promotion.quality import Pairing, check_baseline, check_quality
 from pipelines.promotion.shadow import check_shadow, compare, last_scenes, windows_of
 from pipelines.promotion.signature import check_signature
-from pipelines.promotion.slices import Facts, check_slices
+from pipelines.promotion.slices import Facts, check_slices, of_scenes
 from pipelines.promotion.units import Counts, block_of, class_ids, count
 from pipelines.sources import open_for
-from pipelines.trivial import trivial_baselines
 
 Progress = Callable[..., None]  # (stage, done, total)
 RULES = ("data", "signature", FINITE, "identity", "grid_shift", "quality", "slices", "budget", "shadow")
@@ -86,7 +85,7 @@ class Judged:
         data, adapter = self.gate.data, self.gate.data.adapter
         counts, sizes, same, either = [], [], 0, 0
         for number, part in enumerate(data.parts, start=1):
-            outputs = self.over(part.path, (part.window[0], part.window[1]))
+            outputs = self.of(part)
             counts.append(count(part, outputs, adapter.classes, adapter.covers))
             thing = np.array(adapter.classes.is_thing)
             found, wanted = (o[thing[o.labels]] for o in (outputs.objects, part.truth.objects))
@@ -101,6 +100,10 @@ class Judged:
         for one in sizes[1:]:
             summed = summed + one
         return Counts.joined(counts), summed, same / either if either else float("nan")
+
+    def of(self, part: Part) -> Outputs:
+        """What it finds in a scored place."""
+        return self.over(part.path, (part.window[0], part.window[1]))
 
     @cached_property
     def shift(self) -> Shift | None:
@@ -137,17 +140,11 @@ class Gate:
         self.shadow = tuple(shadow)
         self.machine: PredictOptions = data.configs[0].predict
         self._on_progress = on_progress
-        self._champion: tuple[str, Judged] | None = None
+        self._champion: tuple[str, Any] | None = None
 
     def judge(self, candidate: Bundle, champion: Bundle | None = None, expected: Expected | None = None) -> Report:
         """Ask the rules. InputError for data or scenes that cannot be read; a model is refused, never an error."""
         verdicts: list[Verdict] = []
-        for volume in (candidate, *([champion] if champion else [])):
-            if volume.adapter.volume is not None:
-                raise InputError(
-                    f"{volume.folder}: a model of volumes; the gate judges scenes and pictures so far "
-                    "(maskbridge evaluate scores volumes)"
-                )
         complete = False
         with suppress(_Ended):
             self._ask(verdicts, candidate, champion, expected or Expected())
@@ -167,39 +164,47 @@ class Gate:
         final(check_data(self.data, expected, candidate.provenance))
         final(check_signature(candidate.adapter, champion.adapter if champion else None, self.data.parts))
         final(check_weights(candidate.build()))
-        mine = Judged(Artifact(candidate, self.machine), self)
+        mine = self._ready(candidate)
         theirs = self._judged(champion) if champion else None
         try:
-            verdicts.append(check_identity(candidate.adapter, mine.artifact.options))
-            verdicts.append(check_shift(mine.shift, theirs.shift if theirs else None, self.policy))
-            verdicts += self._scores(mine, theirs)
-            scenes = self._scenes(self.data.adapter)
-            ground = self._ground(scenes)
-            verdicts.append(check_budget(candidate, champion, ground, self.machine, self.policy))
-            over = theirs.over if theirs else None
-            verdicts.append(
-                check_shadow(compare(scenes, mine.over, over, self.data.adapter.classes.names), self.policy)
-            )
+            for verdict in self._rules(mine, theirs):
+                verdicts.append(verdict)
         except NotFinite as error:
             kept = [verdict for verdict in verdicts if verdict.rule != FINITE]
             verdicts[:] = [*kept, Verdict(FINITE, False, str(error))]
             raise _Ended from error
 
+    def _ready(self, bundle: Bundle) -> Any:
+        return Judged(Artifact(bundle, self.machine), self)
+
+    def _rules(self, mine: Judged, theirs: Judged | None) -> Iterator[Verdict]:
+        """The rules that look at what the model gives; all of them are asked."""
+        yield check_identity(mine.artifact.adapter, mine.artifact.options)
+        yield check_shift(mine.shift, theirs.shift if theirs else None, self.policy)
+        yield from self._scores(mine, theirs)
+        scenes = self._scenes(self.data.adapter)
+        champion = theirs.artifact.bundle if theirs else None
+        yield check_budget(mine.artifact.bundle, champion, self._ground(scenes), self.machine, self.policy)
+        over = theirs.over if theirs else None
+        yield check_shadow(compare(scenes, mine.over, over, self.data.adapter.classes.names), self.policy)
+
     def _scores(self, mine: Judged, theirs: Judged | None) -> list[Verdict]:
         counts, sizes, foreground = mine.evaluation
         if theirs is None:
-            return [check_baseline(foreground, self._trivial)]
+            floors = floors_of_scenes(self.data.parts, self.data.adapter, foreground, mine.of)
+            return [check_baseline(floors)]
         adapter = self.data.adapter
         pairing = Pairing(
             counts, theirs.evaluation[0], self._domains, adapter.classes.names, np.array(adapter.classes.is_thing)
         )
         both = {"candidate": sizes, "champion": theirs.evaluation[1]}
         facts = Facts(self._of_blocks("name"), self._brightness, (counts.tp + counts.fn).sum(1).astype(np.int64))
-        return [check_quality(pairing, self.policy), check_slices(pairing, facts, both, self.policy)]
+        slices = of_scenes(pairing, facts)
+        return [check_quality(pairing, self.policy), check_slices(pairing, slices, both, self.policy)]
 
-    def _judged(self, champion: Bundle) -> Judged:
+    def _judged(self, champion: Bundle) -> Any:
         if self._champion is None or self._champion[0] != champion.digest:
-            self._champion = champion.digest, Judged(Artifact(champion, self.machine), self)
+            self._champion = champion.digest, self._ready(champion)
         return self._champion[1]
 
     def _scenes(self, adapter: DomainAdapter) -> list[tuple[Path, tuple[slice, slice]]]:
@@ -236,13 +241,6 @@ class Gate:
             total = np.bincount(blocks[valid], values[valid], blocks[-1, -1] + 1)
             means.append(np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0))
         return np.concatenate(means)
-
-    @cached_property
-    def _trivial(self) -> dict[str, dict[str, Any]]:
-        """Answers without a network, their threshold tuned on the data that judges: harder to beat than is fair."""
-        with ExitStack() as stack:
-            pairs = [(stack.enter_context(part.open(self.data.adapter)), part.truth) for part in self.data.parts]
-            return trivial_baselines(pairs, pairs)
 
 
 class _Ended(Exception):

@@ -37,7 +37,7 @@ class Artifact:
         self.adapter = bundle.adapter
         self.options = settled(bundle, machine)
         network = bundle.build()
-        network.register_forward_hook(_watch)
+        network.register_forward_hook(watch_outputs)
         self.predictor = Predictor(network, bundle.adapter, self.options)
 
     def __call__(self, source: Any) -> Outputs:
@@ -52,7 +52,8 @@ def settled(bundle: Bundle, machine: PredictOptions) -> PredictOptions:
     return settle(own, bundle.adapter, bundle.thresholds, bundle.provenance.get("task"))
 
 
-def _watch(module: nn.Module, inputs: Any, prediction: Any) -> None:
+def watch_outputs(module: nn.Module, inputs: Any, prediction: Any) -> None:
+    """Forward hook: NotFinite where a prediction is not."""
     for name, value in zip(prediction._fields, prediction, strict=True):
         if torch.is_tensor(value) and not torch.isfinite(value).all():
             share = 1 - torch.isfinite(value).float().mean().item()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipelines.assembly import predict_in_memory
-from pipelines.bundle import load_bundle
+from pipelines.bundle import Bundle, load_bundle
 from pipelines.config import PredictOptions
 from pipelines.predictor import Predictor
 from pipelines.promotion.outputs import settled
@@ -20,7 +22,7 @@ REPEATS = 2  # the first also warms up
 
 
 def probe(
-    pipe: Any, bundle: str, path: str, window: tuple[tuple[int, int], ...], machine: PredictOptions, threads: int
+    pipe: Any, bundle: str, path: Any, window: tuple[tuple[int, int], ...], machine: PredictOptions, threads: int
 ) -> None:
     """Send `("cost", (seconds, peak bytes above the start))`, or `("error", what)`."""
     try:
@@ -32,22 +34,39 @@ def probe(
         pipe.close()
 
 
-def _cost(folder: str, path: str, window: tuple[tuple[int, int], ...], machine: PredictOptions) -> tuple[float, int]:
+def _cost(folder: str, path: Any, window: tuple[tuple[int, int], ...], machine: PredictOptions) -> tuple[float, int]:
     idle = _status("VmRSS")
-    bundle = load_bundle(folder)
-    predictor = Predictor(bundle.build(), bundle.adapter, settled(bundle, machine))
-    on_gpu = predictor.device.type == "cuda"
     best = float("inf")
-    with open_for(path, bundle.adapter) as source:
-        view = source.view(tuple(slice(*part) for part in window))
+    with _work(load_bundle(folder), path, window, machine) as (run, on_gpu):
         for _ in range(REPEATS):
             started = time.perf_counter()
-            predict_in_memory(view, predictor, bundle.thresholds)
+            run()
             if on_gpu:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() if on_gpu else max(0, _status("VmHWM") - idle)
     return best, peak
+
+
+@contextmanager
+def _work(
+    bundle: Bundle, path: Any, window: tuple[tuple[int, int], ...], machine: PredictOptions
+) -> Iterator[tuple[Callable[[], Any], bool]]:
+    """What is timed, and whether it runs on a GPU."""
+    if bundle.adapter.volume is None:
+        predictor = Predictor(bundle.build(), bundle.adapter, settled(bundle, machine))
+        with open_for(path, bundle.adapter) as source:
+            view = source.view(tuple(slice(*part) for part in window))
+            yield lambda: predict_in_memory(view, predictor, bundle.thresholds), predictor.device.type == "cuda"
+        return
+    from pipelines.promotion.volumes.gate import volume_options
+    from pipelines.volumes.prediction import VolumeModel, VolumePredictor
+    from pipelines.volumes.source import open_volume
+
+    model = VolumeModel(bundle.build(), bundle.adapter, bundle.thresholds, task=bundle.provenance.get("task"))
+    volumes = VolumePredictor(model, volume_options(machine))
+    with open_volume(path, bundle.adapter.channels, rule=bundle.adapter.volume.series) as study:
+        yield lambda: volumes(study), volumes.predictor.device.type == "cuda"
 
 
 def _status(name: str) -> int:

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapters.base import DomainAdapter
 from adapters.errors import InputError
 from pipelines.bundle import Bundle, load_bundle
 from pipelines.config import RunConfig
 from pipelines.keys import flatten
 from pipelines.promotion.aliases import CHALLENGER, CHAMPION, aliases, crown
 from pipelines.promotion.data import Expected
-from pipelines.promotion.frozen import SHOWN, FrozenData
+from pipelines.promotion.frozen import SHOWN, freeze
 from pipelines.promotion.gate import Gate, Progress, Report
 from pipelines.promotion.ledger import Entry, now, tag_version, who, writing
 from pipelines.promotion.policy import Policy
@@ -87,9 +88,10 @@ def promote(
     candidate, previous = _versions(request, uri)
     mine = load_bundle_of(candidate)
     theirs = load_bundle_of(previous) if previous else None
-    with FrozenData(data, (theirs or mine).adapter) as frozen:
+    adapter = (theirs or mine).adapter
+    with freeze(data, adapter) as frozen:
         expected = _expected(request, uri)
-        report = Gate(frozen, request.policy, request.shadow, on_progress).judge(mine, theirs, expected)
+        report = gate_for(adapter)(frozen, request.policy, request.shadow, on_progress).judge(mine, theirs, expected)
     champion = previous.version if previous else None
     made = Promotion(candidate.name, candidate.version, champion, report, None)
     if not request.dry_run:
@@ -97,6 +99,15 @@ def promote(
     if out is not None:
         write_report(made, Path(out))
     return made
+
+
+def gate_for(adapter: DomainAdapter) -> type[Gate]:
+    """The gate of scenes and pictures, or that of volumes."""
+    if adapter.volume is None:
+        return Gate
+    from pipelines.promotion.volumes.gate import VolumeGate
+
+    return VolumeGate
 
 
 def load_bundle_of(model: RegisteredModel) -> Bundle:

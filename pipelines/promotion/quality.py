@@ -6,6 +6,8 @@ champion stays above the margin. All of them have to pass, so no bound needs a c
 primary scores, of which one must be better, do (Bonferroni). Blocks of one scene are neighbours, not strangers: bounds
 are a little too narrow, and more scenes help more than larger ones.
 
+Units are blocks of scenes, scored by IoU and PQ; of volumes patients, scored by Dice and the F1 of lesions.
+
 Rule `baseline` takes its place where there is no champion: better than every answer that needs no network.
 """
 
@@ -58,15 +60,16 @@ class Pairing:
         blocks = self._blocks_with(chosen)
         things = mask & self.things
         found: dict[str, tuple[Score, int]] = {}
+        of_pixels, of_objects = self.candidate.NAMES
         if mask.any():
-            found["iou"] = (lambda counts: _mean(counts.iou()[:, mask]), int(blocks[mask].max()))
+            found[of_pixels] = (lambda counts: _mean(counts.of_pixels()[:, mask]), int(blocks[mask].max()))
         if things.any():
-            found["pq"] = (lambda counts: _mean(counts.pq()[:, things]), int(blocks[things].max()))
+            found[of_objects] = (lambda counts: _mean(counts.of_objects()[:, things]), int(blocks[things].max()))
         return found
 
 
 def check_quality(pairing: Pairing, policy: Policy) -> Verdict:
-    """Non-inferior in every domain and class that occurs, and better overall in IoU or PQ."""
+    """Non-inferior in every domain and class that occurs, and better overall in one of the primary scores."""
     draws = pairing.draws(policy)
     losses, rows = [], []
     for what, mask, chosen in _groups(pairing):
@@ -104,17 +107,38 @@ def _better(pairing: Pairing, draws: Floats, policy: Policy, rows: list[dict[str
     return Verdict("quality", False, f"no primary score is better: {shown}", numbers)
 
 
-def check_baseline(foreground_iou: float, trivial: Mapping[str, Mapping[str, Any]]) -> Verdict:
-    """The first model of a name: its foreground IoU beats that of every answer without a network."""
-    known = {name: row["foreground_iou"] for name, row in trivial.items() if row.get("foreground_iou") is not None}
-    if not known:
+@dataclass(frozen=True)
+class Floor:
+    """A score of the candidate, and what the answers that need no network have of it (None: not defined)."""
+
+    score: str
+    candidate: float
+    trivial: Mapping[str, float | None]
+
+    @property
+    def best(self) -> tuple[str, float] | None:
+        """The answer that is best, and its score; None where nothing says anything."""
+        known = {name: value for name, value in self.trivial.items() if value is not None}
+        return max(known.items(), key=lambda one: one[1]) if known else None
+
+    @property
+    def is_beaten(self) -> bool:
+        return self.best is not None and self.candidate > self.best[1]  # False for NaN
+
+    def __str__(self) -> str:
+        assert self.best is not None, "asked after it was found that there is one"
+        name, value = self.best
+        says = f"{self.score} {self.candidate:.3f}, the best trivial answer ({name}) {value:.3f}"
+        return says if self.is_beaten else f"{says}: {points(self.candidate - value)}, it must be above"
+
+
+def check_baseline(floors: Sequence[Floor]) -> Verdict:
+    """The first model of a name: it beats every answer without a network in every one of the scores."""
+    told = [floor for floor in floors if floor.best is not None]
+    if not told:
         return Verdict("baseline", False, "nothing to find in the data: no score says anything")
-    name = max(known, key=lambda one: known[one])
-    passed = foreground_iou > known[name]  # False for NaN
-    says = f"foreground IoU {foreground_iou:.3f}, the best trivial answer ({name}) {known[name]:.3f}"
-    if not passed:
-        says += f": {points(foreground_iou - known[name])}, it must be above"
-    return Verdict("baseline", passed, says, {"foreground_iou": foreground_iou, "trivial": known})
+    numbers = {floor.score: {"candidate": floor.candidate, "trivial": dict(floor.trivial)} for floor in told}
+    return Verdict("baseline", all(floor.is_beaten for floor in told), "; ".join(map(str, told)), numbers)
 
 
 def _groups(

@@ -6,7 +6,7 @@ blocks. A slice with few objects or blocks is shown and not judged: one object o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,13 @@ class Slice:
     classes: NDArray[np.bool_]
 
 
-def check_slices(pairing: Pairing, facts: Facts, sizes: Mapping[str, MatchCounts], policy: Policy) -> Verdict:
+def check_slices(
+    pairing: Pairing, slices: Iterable[Slice], sizes: Mapping[str, MatchCounts] | None, policy: Policy
+) -> Verdict:
     """`sizes`: matches of `candidate` and `champion` by object size, see `metrics.f1_counts_by_size`."""
     rows: list[dict[str, Any]] = []
     losses = []
-    for loss, judged in [*_of_blocks(pairing, facts, policy), *_of_sizes(sizes, policy)]:
+    for loss, judged in [*_of_blocks(pairing, slices, policy), *(_of_sizes(sizes, policy) if sizes else ())]:
         rows.append({"what": loss.what, "candidate": loss.candidate, "champion": loss.champion, "judged": judged})
         if judged and not loss.change >= -policy.margin:
             losses.append(loss)
@@ -53,14 +55,20 @@ def check_slices(pairing: Pairing, facts: Facts, sizes: Mapping[str, MatchCounts
     return Verdict("slices", True, says, {"rows": rows})
 
 
-def _slices(pairing: Pairing, facts: Facts) -> Iterator[Slice]:
-    everything = np.ones(len(pairing.names), bool)
-    for scene in np.unique(facts.scenes).tolist():
-        yield Slice(f"scene {scene}", facts.scenes == scene, everything)
+def classes_in_domains(pairing: Pairing) -> Iterator[Slice]:
+    """Every class in every domain."""
     for domain in np.unique(pairing.domains).tolist():
         for index, name in enumerate(pairing.names):
             one = np.arange(len(pairing.names)) == index
             yield Slice(f"class {name} in domain {domain}", pairing.domains == domain, one)
+
+
+def of_scenes(pairing: Pairing, facts: Facts) -> Iterator[Slice]:
+    """The slices of scenes."""
+    everything = np.ones(len(pairing.names), bool)
+    for scene in np.unique(facts.scenes).tolist():
+        yield Slice(f"scene {scene}", facts.scenes == scene, everything)
+    yield from classes_in_domains(pairing)
     known = np.isfinite(facts.brightness)
     middle = np.median(facts.brightness[known]) if known.any() else 0.0
     yield Slice("dark blocks", known & (facts.brightness < middle), everything)
@@ -71,14 +79,15 @@ def _slices(pairing: Pairing, facts: Facts) -> Iterator[Slice]:
     yield Slice("crowded blocks", filled & (facts.objects > crowd), everything)
 
 
-def _of_blocks(pairing: Pairing, facts: Facts, policy: Policy) -> Iterator[tuple[Loss, bool]]:
-    for one in _slices(pairing, facts):
+def _of_blocks(pairing: Pairing, slices: Iterable[Slice], policy: Policy) -> Iterator[tuple[Loss, bool]]:
+    for one in slices:
         weights = one.blocks[None].astype(float)
         mine, theirs = pairing.candidate.summed(weights), pairing.champion.summed(weights)
         mask = one.classes & pairing.occurs(one.blocks)
         true = (mine.tp + mine.fn)[0, mask].sum()
         for name, (score, blocks) in pairing.scores(mask, one.blocks).items():
-            enough = blocks >= policy.least_blocks and (name == "iou" or true >= policy.least_objects)
+            many = name == pairing.candidate.NAMES[0] or true >= policy.least_objects
+            enough = blocks >= policy.least_blocks and many
             yield Loss(f"{name} of {one.name}", float(score(mine)[0]), float(score(theirs)[0])), bool(enough)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,20 +39,30 @@ class Counts:
     fn: Floats
     iou_sum: Floats
 
-    def summed(self, weights: Floats) -> Counts:
+    NAMES: ClassVar[tuple[str, str]] = ("iou", "pq")  # of the scores of pixels and of objects
+
+    def summed(self, weights: Floats) -> Self:
         """weights (S, U) → the counts (S, K) of S draws."""
-        return Counts(*(weights @ getattr(self, field.name) for field in fields(self)))
+        return type(self)(*(weights @ getattr(self, field.name) for field in fields(self)))
 
     def iou(self) -> Floats:
         """(…, K) pixels shared over pixels united; NaN where there are none."""
-        return _ratio(self.shared, self.found + self.true - self.shared)
+        return ratio(self.shared, self.found + self.true - self.shared)
 
     def pq(self) -> Floats:
         """(…, K) panoptic quality of objects: the sum of IoU over tp + fp / 2 + fn / 2."""
-        return _ratio(2 * self.iou_sum, 2 * self.tp + self.fp + self.fn)
+        return ratio(2 * self.iou_sum, 2 * self.tp + self.fp + self.fn)
+
+    def of_pixels(self) -> Floats:
+        """(…, K) the score named first in `NAMES`."""
+        return self.iou()
+
+    def of_objects(self) -> Floats:
+        """(…, K) the score named second."""
+        return self.pq()
 
     @classmethod
-    def joined(cls, parts: Sequence[Counts]) -> Counts:
+    def joined(cls, parts: Sequence[Self]) -> Self:
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
@@ -111,5 +122,6 @@ def _middle_block(objects: MaskSet, blocks: NDArray[np.int64]) -> NDArray[np.int
     return blocks[(top + bottom - 1) // 2, (left + right - 1) // 2]
 
 
-def _ratio(above: Floats, below: Floats) -> Floats:
+def ratio(above: Floats, below: Floats) -> Floats:
+    """NaN where there is nothing to divide by."""
     return np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0)

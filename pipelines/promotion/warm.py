@@ -11,7 +11,8 @@ MODULES = (
     *(place.partition(":")[0] for place in (*PIXEL_DECODERS.values(), *QUERY_DECODERS.values())),
     *("maskformer.backbones", "maskformer.baseline", "maskformer.inference", "maskformer.stdc"),
     *(f"pipelines.sources.{name}" for name in ("arrays", "geotiff", "picture", "resampled", "stack")),
-    "pipelines.promotion.probe",
+    *(f"pipelines.volumes.{name}" for name in ("dicom", "nifti", "prediction")),
+    *("pipelines.promotion.probe", "pipelines.promotion.volumes.gate"),
 )
 
 for name in MODULES:

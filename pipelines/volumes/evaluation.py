@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,21 +65,38 @@ def score_case(
     Masks are those of the class map, an outer class with all that lies in it. Lesions of a thing are its objects, of
     which those mostly in ignored voxels do not count; lesions of stuff are connected components.
     """
+    scores = {}
+    for name, thing, one in zip(
+        adapter.classes.names, adapter.classes.is_thing, class_masks(result, truth, adapter), strict=True
+    ):
+        row = score_masks(one.mine, one.theirs, spacing, tolerance_mm)
+        if thing:
+            row["lesion_f1"] = lesion_f1(one.found, one.wanted)
+        scores[name] = row
+    return scores
+
+
+class ClassMasks(NamedTuple):
+    """One class of one case: (d, h, w) masks of the prediction and the truth, and the objects of both."""
+
+    mine: NDArray[np.bool_]
+    theirs: NDArray[np.bool_]
+    found: MaskSet
+    wanted: MaskSet
+
+
+def class_masks(result: VolumeResult, truth: VolumeLabels, adapter: DomainAdapter) -> Iterator[ClassMasks]:
+    """Every class, as `score_case` says; in no mask is an ignored voxel."""
     classes, rules = adapter.classes, adapter.volume or VolumeRules()
     known = None if truth.ignore is None else ~truth.ignore
     found, wanted = (_kept(objects, known) for objects in (result.objects, truth.objects))
-    scores = {}
-    for index, name in enumerate(classes.names):
+    for index in range(len(classes)):
         mine = np.isin(result.labels, [index + 1, *_inner(index, classes.names, rules)])
         theirs = wanted[wanted.labels == index].to_label_map() > 0
         if known is not None:
             mine &= known
             theirs &= known
-        row = score_masks(mine, theirs, spacing, tolerance_mm)
-        if classes.is_thing[index]:
-            row["lesion_f1"] = lesion_f1(found[found.labels == index], wanted[wanted.labels == index])
-        scores[name] = row
-    return scores
+        yield ClassMasks(mine, theirs, found[found.labels == index], wanted[wanted.labels == index])
 
 
 def summary(cases: Sequence[CaseScores], options: ScoringOptions | None = None) -> dict[str, Any]:

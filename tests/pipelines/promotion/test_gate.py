@@ -13,6 +13,7 @@ from pipelines.bundle import Bundle, load_bundle
 from pipelines.promotion.data import Expected
 from pipelines.promotion.frozen import FrozenData
 from pipelines.promotion.gate import RULES, Gate, Report
+from pipelines.promotion.outputs import Artifact, Outputs
 from pipelines.promotion.policy import Policy
 from tests.pipelines.promotion import colours
 
@@ -176,3 +177,21 @@ def test_a_first_model_must_beat_what_needs_no_network(gate: Gate, make) -> None
     assert "baseline" in [verdict.rule for verdict in good.verdicts]
     bad = gate.judge(make(colours.drop_class))
     assert bad.refused_by == ("baseline",) and "it must be above" in says(bad, "baseline")
+
+
+def test_a_first_model_that_finds_the_ground_and_no_objects_is_refused(
+    gate: Gate, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its class map is perfect; all fields of a class are one object to it, and the threshold's regions are better."""
+    real = Artifact.__call__
+
+    def merged(self: Artifact, source) -> Outputs:
+        found = real(self, source)
+        return replace(found, objects=found.objects.union(found.objects.labels))
+
+    monkeypatch.setattr(Artifact, "__call__", merged)
+    report = gate.judge(make())
+    assert "baseline" in report.refused_by
+    told = says(report, "baseline")
+    assert told.startswith("foreground IoU 1.000") and "PQ of objects 0.000, the best trivial answer" in told
+    assert "(threshold's regions)" in told and told.endswith("it must be above")
