@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from adapters.errors import InputError
-from flows.artifacts import numbers, show_model, show_table
+from flows.artifacts import numbers, show_model, show_run, show_table
 from flows.runs import begin, is_bad_luck, pinned, sweep_after
 from pipelines.bundle import REGISTRY
 from pipelines.config import RunConfig
@@ -31,7 +31,7 @@ EVALUATED = "maskbridge.evaluated"
 def evaluate_task(model: str, data: RunConfig, out: str) -> dict[str, Any]:
     from pipelines.tracked import evaluate_tracked
 
-    return evaluate_tracked(model, data, out)
+    return evaluate_tracked(model, data, out, on_run=lambda run: show_run(run, "evaluate", data.name))
 
 
 @flow(name="evaluate-model", flow_run_name="evaluate-{model}", on_cancellation=[sweep_after], on_crashed=[sweep_after])

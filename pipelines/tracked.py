@@ -94,9 +94,14 @@ def train_tracked(
 
 
 def evaluate_tracked(
-    model: str | Path, config: RunConfig, out: str | Path, *, on_progress: Callable[..., None] | None = None
+    model: str | Path,
+    config: RunConfig,
+    out: str | Path,
+    *,
+    on_progress: Callable[..., None] | None = None,
+    on_run: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """`pipelines.experiments.evaluate` inside an MLflow run."""
+    """`pipelines.experiments.evaluate` inside an MLflow run; `on_run` is told its id, where the store is there."""
     from pipelines.experiments import evaluate
 
     if not is_on():
@@ -112,6 +117,8 @@ def evaluate_tracked(
         run.metrics({"score": scores})
         run.data(scored_digests(config, bundle.adapter, scores), "test")
         run.artifact(Path(out) / "metrics.json")
+        if on_run and run.flush() and run.run_id:
+            on_run(run.run_id)
     return scores
 
 
@@ -122,6 +129,11 @@ class Prediction:
         self._run = run
         self._discreet = discreet
         self._written = 0
+
+    @property
+    def run_id(self) -> str | None:
+        """Of MLflow; None where nothing is tracked, and while the store is away."""
+        return self._run.run_id if self._run else None
 
     def wrote(self, folder: str | Path) -> None:
         """A finished folder: numbers and digests of its run.json, and its report."""

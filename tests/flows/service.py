@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,10 @@ class Service:
         done = subprocess.run(words, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start_worker(self) -> subprocess.Popen:
+    def start_worker(self, **environment: str) -> subprocess.Popen:
+        """A worker; `environment` is its own and its runs'."""
         words = [*PREFECT, "worker", "start", "--pool", POOL, "--name", f"w{len(self.workers)}", "--limit", "2"]
-        self.workers.append(self._start(f"worker-{len(self.workers)}", words))
+        self.workers.append(self._start(f"worker-{len(self.workers)}", words, environment))
         return self.workers[-1]
 
     def kill_server(self) -> None:
@@ -119,12 +120,12 @@ class Service:
         except OSError:
             return False
 
-    def _start(self, name: str, words: list[str]) -> subprocess.Popen:
+    def _start(self, name: str, words: list[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen:
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 words,
                 cwd=self.folder,
-                env=self.environment,
+                env={**self.environment, **(environment or {})},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -14,9 +14,11 @@ import pytest
 from affine import Affine
 from PIL import Image
 
+from flows import segment_scene as flow_module
 from flows.runs import PROCESS_LABEL, process_label
 from flows.runtime import final_task_runs
 from flows.segment_scene import MOST_TASKS, portion, segment_scene, shard_states
+from pipelines import shards
 from pipelines.config import PredictOptions
 from pipelines.executors import ExecutorOptions
 from pipelines.prediction import predict_scene, written_by_the_run
@@ -55,12 +57,12 @@ def test_same_bytes_as_the_command_and_only_the_lost_shard_again(scene: Path, bu
     assert digests(by_flow) == digests(by_command)
     assert len(states) == 2 and set(states) == {"Computed"}
 
-    shards = sorted((tmp_path / "flow" / ".shards").rglob("shard-*.npz"))
-    shards[1].unlink()
-    before = {path: path.stat().st_mtime_ns for path in shards if path.exists()}
+    files = sorted((tmp_path / "flow" / ".shards").rglob("shard-*.npz"))
+    files[1].unlink()
+    before = {path: path.stat().st_mtime_ns for path in files if path.exists()}
     again, states = run(scene, bundle, tmp_path / "flow", overwrite=True, keep_shards=True)
     assert states == ["Found", "Computed"], "the first shard alone, and the others in one task"
-    assert {path: path.stat().st_mtime_ns for path in before} == before and shards[1].exists()
+    assert {path: path.stat().st_mtime_ns for path in before} == before and files[1].exists()
     assert again == by_flow and digests(again) == digests(by_command)
     _, states = run(scene, bundle, tmp_path / "flow", overwrite=True)
     assert set(states) == {"Found"} and not (tmp_path / "flow" / ".shards").exists()
@@ -74,6 +76,27 @@ def test_bad_input_fails_the_run_with_the_readable_line(bundle: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
     (planning,) = final_task_runs(state.state_details.flow_run_id, 1)
     assert planning.run_count == 1, "bad input is not tried again"
+
+
+def test_bad_luck_is_tried_again_and_costs_no_byte(
+    scene: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of shard 1 fails once, in the middle: its task is tried again, and what was whole is found."""
+    by_command = predict_scene(scene, bundle, tmp_path / "command", OPTIONS)
+    real, asked = shards.predict_shard, []
+
+    def unlucky(plan, number: int, work: Path) -> bool:
+        asked.append(number)
+        if asked == [0, 1]:
+            raise OSError("the disk is away for a moment")
+        return real(plan, number, work)
+
+    monkeypatch.setattr(shards, "predict_shard", unlucky)
+    # At once instead of after ten seconds.
+    monkeypatch.setattr(flow_module, "some_shards", flow_module.some_shards.with_options(retry_delay_seconds=0))
+    by_flow, states = run(scene, bundle, tmp_path / "flow")
+    assert asked[:3] == [0, 1, 1] and set(states) == {"Computed"}
+    assert digests(by_flow) == digests(by_command)
 
 
 def test_processes_under_one_task_give_the_same_bytes(scene: Path, bundle: Path, tmp_path: Path) -> None:
