@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.artifacts import Bar, show_scene
+from flows.artifacts import Bar, show_run, show_scene
 from flows.runs import begin, is_bad_luck, pinned, root_run, sweep_after
 from flows.runtime import POLL_S, task_runs
 from pipelines.annotations.options import LabelOptions
@@ -145,6 +145,8 @@ def segment_scene(
             folder = Path(finish(planned, str(work.path), out, watch.seconds, overwrite))
         tracked.wrote(folder)
         show_scene(folder, planned.stem)
+        if tracked.run_id:
+            show_run(tracked.run_id, "scene", planned.stem)
         work.release(discard=not keep_shards)
     return str(folder)
 
