@@ -21,15 +21,20 @@ from pipelines.drift.bands import DriftLimits
 from pipelines.new_scenes import SceneSearch
 
 DRIFTED = "maskbridge.drifted"
+CROPS = 16  # looked at with the network, over all scenes
 
 
 @task(name="compare", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=is_bad_luck, cache_policy=NO_CACHE)
 def compare_task(model: str, scenes: list[str], limits: DriftLimits) -> dict[str, Any]:
     from pipelines.bundle import load_bundle
     from pipelines.drift.bands import bands_of, drifted
+    from pipelines.drift.features import drift
 
-    rows = bands_of(scenes, load_bundle(model, check_shapes=False).adapter)
-    return {"scenes": len(scenes), "drifted": drifted(rows, limits), "bands": [row.to_dict() for row in rows]}
+    bundle = load_bundle(model)
+    rows = bands_of(scenes, bundle.adapter)
+    number = round(drift(bundle.build(), bundle.adapter, scenes, CROPS).number, 4)
+    told = {"scenes": len(scenes), "drifted": drifted(rows, limits), "number": number}
+    return {**told, "bands": [row.to_dict() for row in rows]}
 
 
 @flow(name="retrain-when-drifting", flow_run_name="drift-of-{model}")
@@ -42,8 +47,8 @@ def retrain_when_drifting(
 ) -> State[dict[str, Any]]:
     """Compare the newest scenes of a folder or STAC catalogue with the statistics `model` carries of its training data.
 
-    The result names the bands that `drifted`; the run is then named `Drifted`, and an event is emitted. Nothing is
-    trained. `config` is what a training would be started with.
+    The result names the bands that `drifted` and has the number of `maskbridge drift`; where a band did, the run is
+    named `Drifted`, and an event is emitted. Nothing is trained. `config` is what a training would be started with.
     """
     from pipelines.new_scenes import find_scenes
 
@@ -51,7 +56,7 @@ def retrain_when_drifting(
     found = find_scenes(scenes, search)
     newest = sorted(found, key=lambda one: one.stat[1] if one.stat else 0)[-search.most :]
     if not newest:
-        return Completed(message="no scenes", data={"scenes": 0, "drifted": [], "bands": []})
+        return Completed(message="no scenes", data={"scenes": 0, "drifted": [], "number": None, "bands": []})
     version = pinned(model)
     result = compare_task(version, [one.address for one in newest], limits)
     show_table("drift", version, result["bands"])

@@ -89,7 +89,7 @@ def crops(sources: Sequence[Any], adapter: DomainAdapter, count: int, seed: int)
 
 def crop_of(source: Any, adapter: DomainAdapter, side: int, random: np.random.Generator) -> Tensor:
     """One square at random, (C, s, s); a scene smaller than it is padded by zeros, the channels' means."""
-    side = max(-(-side // STRIDE) * STRIDE, LEAST)
+    side = max(-(-min(side, max(source.shape)) // STRIDE) * STRIDE, LEAST)
     starts = [int(random.integers(0, max(length - side, 0) + 1)) for length in source.shape]
     window = tuple(slice(start, min(start + side, n)) for start, n in zip(starts, source.shape, strict=True))
     image = torch.from_numpy(adapter.inputs(*source.read(window)))

@@ -20,7 +20,8 @@ def command(
 ) -> None:
     """How far scenes are from what a model knows: bands, features, confidence, and one number on stdout.
 
-    What the number means for quality depends on the model: compare it with that of scenes whose scores are known.
+    The number is 0 on the training data; the higher, the more quality is lost. How much depends on the model: compare
+    it with that of scenes whose scores are known.
     """
     from pipelines.commands.checks import model_adapter, writable_folder
 
@@ -36,4 +37,4 @@ def command(
     out.mkdir(parents=True, exist_ok=True)
     (out / "drift.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")
     draw(found, out / "drift.svg", f"{len(scenes)} scenes or studies, {crops} crops")
-    typer.echo(f"{found.distance:.4f}")
+    typer.echo(f"{found.number:.4f}")

@@ -12,7 +12,7 @@ def draw(found: Drift, path: Path, title: str) -> None:
     """One picture (SVG): bands, features by depth, confidence."""
     panels = [
         ("shift of each band, trained deviations", [abs(a) for a, _ in found.bands.values()]),
-        (f"features, shallow to deep: {found.distance:.2f}", list(found.layers.values())),
+        (f"features, shallow to deep: distance {found.distance:.2f}", list(found.layers.values())),
         (f"surest class's probability: {found.mean_confidence:.2f}", list(found.confidence)),
     ]
     parts = [_panel(20 + 300 * place, words, values) for place, (words, values) in enumerate(panels)]

@@ -77,9 +77,11 @@ def test_drift_is_told_and_not_acted_on(tmp_path: Path) -> None:
     put(folder / "a.tif", 1)
     state = retrain_when_drifting(str(bundle), str(folder), return_state=True)
     assert state.name == "Completed" and state.result()["drifted"] == []
+    usual = state.result()["number"]
     put(folder / "a.tif", 1, shift=3)
     state = retrain_when_drifting(str(bundle), str(folder), return_state=True)
     assert state.name == "Drifted" and state.result()["drifted"] == ["green"]
+    assert usual >= 0 and state.result()["number"] >= 0, "what the network makes of it is told too"
     (told,) = events(DRIFTED)
     assert told.payload["drifted"] == ["green"] and told.payload["config"] is None
     assert told.resource["prefect.resource.id"] == "maskbridge.model.unregistered"
