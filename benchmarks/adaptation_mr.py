@@ -31,7 +31,7 @@ from pipelines.volumes.cases import gather_cases, split_cases
 
 CONFIG = ROOT / "configs" / "medical" / "hippocampus.yaml"
 DATA = ROOT.parent / "shared" / "data" / "medical" / "hippocampus"
-STRENGTH = 0.9  # of the field's logarithm: from 0.4 to 2.5 across the volume
+STRENGTH = 0.9  # of the field's logarithm, at most, either way: down to 0.41 or up to 2.5
 SEEDS = (0, 1, 2)
 EFFORT = Effort(crops=64, steps=60)
 UPPER_STEPS = 150

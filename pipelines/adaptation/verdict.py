@@ -207,6 +207,6 @@ def _objects(
     matched = wanted_at[pairs.truth[chosen]]
     at[pairs.prediction[chosen]] = matched
     bins = len(blocks.windows)
-    above = 2.0 * np.bincount(matched, minlength=bins)
+    above = 2 * np.bincount(matched, minlength=bins).astype(np.float64)
     below = np.bincount(at, minlength=bins) + np.bincount(wanted_at, minlength=bins)
-    return above[:, None], below[:, None].astype(float)
+    return above[:, None], below[:, None].astype(np.float64)
