@@ -126,6 +126,7 @@ def segment_scene(
     its finished shards, with the model version it began with, and writes one folder. With `keep_shards` the shards
     stay in `out/.shards`, and a later run of the same plan finds them.
     """
+    from pipelines.batching import settle_batch
     from pipelines.prediction import check_room, written_by_the_run
     from pipelines.tracked import predict_tracked
     from pipelines.work_folder import held
@@ -140,6 +141,8 @@ def segment_scene(
     with held(planned, out) as work, predict_tracked(version, planned.stem, key=key) as tracked:
         folder = written_by_the_run(planned, out)
         if folder is None:  # else it was killed after its last file
+            with watch.stage("batch"):
+                planned = settle_batch(planned, work.path)
             with watch.stage("predict"):
                 _predict(planned, work.path, executor)
             folder = Path(finish(planned, str(work.path), out, watch.seconds, overwrite))

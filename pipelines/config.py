@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -163,7 +163,9 @@ class PredictOptions(Strict):
     tta: Literal["none", "flip"] = "none"
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    batch: int = Field(1, gt=0)
+    batch: Annotated[int, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="tiles a forward pass; auto: by a short trial where a scene is large enough for one, else 1"
+    )
     shard_tiles: int = Field(16, gt=0, description="tiles a shard has at least; whole tile rows")
     aoi: str | None = Field(None, description="polygons; results are clipped to them")
 

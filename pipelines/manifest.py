@@ -24,9 +24,10 @@ if TYPE_CHECKING:  # training takes the stopwatch and the versions from here, an
 
 @dataclass
 class Stopwatch:
-    """Seconds per named stage, in the order they ran."""
+    """Seconds per named stage, in the order they ran. `speed`: what a scene's run says of batch and reading."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -56,8 +57,9 @@ def write_manifest(
         },
         "shards": len(plan.shards),
         "threads": plan.threads,
-        "parameters": plan.options.model_dump(mode="json"),
+        "parameters": plan.settled.model_dump(mode="json"),
         "timings_s": watch.seconds,
+        "speed": watch.speed,
         "peak_rss_bytes": peak_rss_bytes(),
         "objects": len(scene.objects),
         "ambiguous_links": scene.ambiguous_links,

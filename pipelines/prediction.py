@@ -22,14 +22,16 @@ from adapters.errors import InputError
 from maskformer.masks import MaskSet
 from pipelines.annotations.options import LabelOptions
 from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, RegionMapper, Window, assemble
+from pipelines.batching import as_record, read_trial, settle_batch
 from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions, WriteOptions
 from pipelines.executors import ExecutorOptions, run_shards
 from pipelines.manifest import Stopwatch, write_manifest
 from pipelines.predictor import Predictor
+from pipelines.reading import Losses, kept_open
 from pipelines.scene import ScenePlan, check_unchanged, open_bundle, open_scene, plan_scene
 from pipelines.scene_report import write_scene_report
-from pipelines.shards import Losses, is_finished, predict_tiles, read_losses, read_shards
+from pipelines.shards import is_finished, predict_tiles, read_losses, read_shards, shard_seconds
 from pipelines.sinks.attribute_table import write_attribute_table
 from pipelines.sinks.confidence import ConfidenceSink
 from pipelines.sinks.folder import OutputFolder
@@ -89,7 +91,9 @@ def predict_scene(
     plan = executor.settle(plan)
     check_room(plan, out)
     with held(plan, out) as work:
-        with watch.stage("predict"):
+        with watch.stage("batch"):
+            plan = settle_batch(plan, work.path)
+        with watch.stage("predict"), kept_open():
             _run_shards(plan, work.path, executor, on_progress)
         folder = finish_scene(plan, work.path, Path(out), watch, overwrite=overwrite)
         work.release(discard=True)
@@ -132,6 +136,7 @@ def finish_scene(
 ) -> Path:
     """Put the finished shards together and write the scene's files. Returns its folder."""
     watch = watch or Stopwatch()
+    watch.speed |= speed(plan, work)
     bundle = open_bundle(plan)
     with (
         OutputFolder(out, plan.stem, overwrite=overwrite) as folder,
@@ -150,6 +155,21 @@ def finish_scene(
         check_unchanged(plan, opened)
         write_manifest(folder.path / "run.json", plan, source, scene, watch, notes, lost_pixels(set(lost), plan.shape))
         return folder.commit()
+
+
+def speed(plan: ScenePlan, work: Path) -> dict[str, Any]:
+    """Tiles a forward pass and why; seconds the shards took, and of them the model stood still for want of tiles."""
+    computed, waited = (
+        sum(shard_seconds(number, work, what) or 0.0 for number in range(len(plan.shards)))
+        for what in ("seconds", "waited")
+    )
+    return {
+        "batch": plan.settled.batch,
+        **as_record(read_trial(work)),
+        "computed_s": round(computed, 3),
+        "waited_s": round(waited, 3),
+        "waited_share": round(waited / computed, 4) if computed else 0.0,
+    }
 
 
 def _assemble_to_disk(plan: ScenePlan, work: Path, folder: Path, source: Any, bundle: Bundle) -> Assembled:

@@ -60,6 +60,11 @@ class Predictor:
         self.model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         object.__setattr__(self, "model", prepare(self.model, self.dtype))  # the bundle's own stays float32
 
+    @property
+    def batch(self) -> int:
+        """Tiles a forward pass; what is left open, as by all that predict no large scene, is one."""
+        return 1 if self.options.batch == "auto" else self.options.batch
+
     def __call__(self, arrays: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[TileResult]:
         """Predict tiles of one shape: `(array (C, h, w), valid (h, w) bool)` each."""
         valids = [valid for _, valid in arrays]

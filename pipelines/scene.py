@@ -33,6 +33,7 @@ class ScenePlan(Strict):
 
     `labels` are drawn on the report and change nothing else; `write` says which files there are; `threads` share a
     forward pass on a CPU, on every machine alike, because sums in another order may move the last digit of a score;
+    `batch` is what `auto` of the options was settled to, and is kept with the shards (see `pipelines.batching`);
     `run` is the id of the Prefect run that asked, by which a repeated run finds what it had already written.
     """
 
@@ -50,6 +51,7 @@ class ScenePlan(Strict):
     label_options: LabelOptions = LabelOptions()
     write: WriteOptions = WriteOptions()
     threads: int = Field(default_factory=get_num_threads)
+    batch: int | None = Field(None, gt=0)
     run: str | None = None
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -58,6 +60,11 @@ class ScenePlan(Strict):
     def grid(self) -> Grid:
         assert self.options.tile is not None and self.options.overlap is not None, "settled in plan_scene"
         return Grid(self.shape, self.options.tile, self.options.overlap)
+
+    @property
+    def settled(self) -> PredictOptions:
+        """The options with the batch that was found for this run."""
+        return self.options if self.batch is None else self.options.model_copy(update={"batch": self.batch})
 
     @property
     def shards(self) -> tuple[range, ...]:

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,12 @@ from pipelines.bundle import load_bundle
 from pipelines.config import PredictOptions
 from pipelines.grid import Tile
 from pipelines.predictor import Predictor, TileResult, batched
-from pipelines.scene import ScenePlan, open_scene
+from pipelines.reading import Losses, Waiting, read_ahead, scene_reader
+from pipelines.scene import ScenePlan
 from pipelines.sinks.folder import atomic_write, sha256
-from pipelines.sources.tolerant import TolerantSource
 from pipelines.work_folder import alone_with
 
 log = logging.getLogger(__name__)
-Losses = dict[tuple[int, int, int, int], str]  # (top, bottom, left, right) of a window → why it could not be read
 
 
 def predict_shard(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], None] | None = None) -> bool:
@@ -52,35 +50,35 @@ def warm_up(plan: ScenePlan) -> None:
     import torch
 
     torch.set_num_threads(plan.threads)
-    _ready(plan)
+    warm_predictor(plan)
 
 
 def _compute(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], None] | None) -> None:
-    predictor = _ready(plan)
+    predictor = warm_predictor(plan)
     started = time.perf_counter()
     every = plan.grid.tiles
     tiles = [every[index] for index in plan.shards[number]]
-    with open_scene(plan, predictor.adapter) as opened:
-        source = TolerantSource(opened)
-        results = []
-        for _, result in predict_tiles(source, tiles, predictor):
+    with scene_reader(plan, predictor.adapter) as source:
+        results, waiting = [], Waiting()
+        for _, result in predict_tiles(source, tiles, predictor, waiting):
             results.append(result)
             if tile_done:
                 tile_done()
-    _write(plan, number, work, results, source.lost, time.perf_counter() - started)
+        lost = source.lost_in(tiles)
+    spent = {"seconds": time.perf_counter() - started, "waited": waiting.seconds}
+    _write(plan, number, work, results, lost, spent)
 
 
-def predict_tiles(source: Any, tiles: list[Tile], predictor: Predictor) -> Iterator[tuple[Tile, TileResult]]:
-    """Predict `tiles` of `source`, reading ahead of the model by one batch. Tiles without a valid pixel are not run."""
-    groups = list(batched(iter(tiles), predictor.options.batch, lambda t: tuple(s.stop - s.start for s in t.window)))
-    with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
-        pending = reader.submit(_read, source, groups[0]) if groups else None
-        for index, group in enumerate(groups):
-            assert pending is not None
-            arrays = pending.result()
-            if index + 1 < len(groups):
-                pending = reader.submit(_read, source, groups[index + 1])
-            yield from zip(group, _predict(arrays, predictor), strict=True)
+def predict_tiles(
+    source: Any, tiles: list[Tile], predictor: Predictor, waiting: Waiting | None = None
+) -> Iterator[tuple[Tile, TileResult]]:
+    """Predict `tiles` of `source`, reading ahead of the model. Tiles without a valid pixel are not run.
+
+    `waiting` takes the seconds for which the model stood still, because its tiles were not read yet.
+    """
+    groups = list(batched(iter(tiles), predictor.batch, lambda t: tuple(s.stop - s.start for s in t.window)))
+    for group, arrays in zip(groups, read_ahead(source, groups, waiting), strict=True):
+        yield from zip(group, _predict(arrays, predictor), strict=True)
 
 
 def is_finished(plan: ScenePlan, number: int, work: Path) -> bool:
@@ -109,16 +107,12 @@ def read_losses(plan: ScenePlan, work: Path) -> Losses:
     return lost
 
 
-def shard_seconds(number: int, work: Path) -> float | None:
-    """How long finished shard `number` took to compute; None where it is not there."""
+def shard_seconds(number: int, work: Path, what: str = "seconds") -> float | None:
+    """How long finished shard `number` took to compute, or of that the model `waited`; None where it is not there."""
     try:
-        return float(json.loads(_paths(work, number)[1].read_text())["seconds"])
+        return float(json.loads(_paths(work, number)[1].read_text())[what])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _read(source: Any, tiles: list[Tile]) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [source.read(tile.window) for tile in tiles]
 
 
 def _predict(arrays: list[tuple[np.ndarray, np.ndarray]], predictor: Predictor) -> list[TileResult]:
@@ -132,9 +126,10 @@ def _nothing(shape: tuple[int, ...], classes: int) -> TileResult:
     return TileResult(MaskSet.empty(shape), np.zeros((classes, *shape), np.float16), np.zeros(shape, bool))
 
 
-def _ready(plan: ScenePlan) -> Predictor:
+def warm_predictor(plan: ScenePlan) -> Predictor:
+    """This process' predictor for `plan`, built at the first call."""
     with _BUILDING:  # a worker may have several threads
-        return _predictor(plan.model, plan.model_digest, plan.options.model_dump_json())
+        return _predictor(plan.model, plan.model_digest, plan.settled.model_dump_json())
 
 
 _BUILDING = threading.Lock()
@@ -149,7 +144,9 @@ def _predictor(model: str, digest: str, options: str) -> Predictor:
     return Predictor(bundle.build(), bundle.adapter, PredictOptions.model_validate_json(options))
 
 
-def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult], lost: Losses, seconds: float) -> None:
+def _write(
+    plan: ScenePlan, number: int, work: Path, results: list[TileResult], lost: Losses, spent: dict[str, float]
+) -> None:
     data, marker = _paths(work, number)
     objects = [result.objects for result in results]
     with atomic_write(data) as temporary, Path(temporary).open("wb") as file:
@@ -165,9 +162,8 @@ def _write(plan: ScenePlan, number: int, work: Path, results: list[TileResult], 
         )
     rows = [[*window, reason] for window, reason in sorted(lost.items())]
     with atomic_write(marker) as temporary:
-        Path(temporary).write_text(
-            json.dumps({"key": plan.key, "sha256": sha256(data), "seconds": round(seconds, 3), "lost": rows})
-        )
+        clocks = {name: round(value, 3) for name, value in spent.items()}
+        Path(temporary).write_text(json.dumps({"key": plan.key, "sha256": sha256(data), **clocks, "lost": rows}))
 
 
 def _unpack(stored: Any) -> Iterator[TileResult]:

@@ -93,7 +93,7 @@ def held(plan: ScenePlan, out: str | Path) -> Iterator[WorkFolder]:
         yield work
     finally:
         with suppress(OSError):  # released within the block, and gone
-            nothing = all(file.suffix == LOCK for file in work.path.iterdir())
+            nothing = not any(file.name.startswith("shard-") and file.suffix != LOCK for file in work.path.iterdir())
             work.release(discard=nothing)
         work.release(discard=False)
 

@@ -17,6 +17,19 @@ SCENES = "Scenes"
 EXAMPLE = "Example: maskbridge predict models:/crowns@champion scene.tif --out predictions --tile 512 --overlap 64"
 
 
+def number_or_auto(text: str | int) -> int | str:
+    """What `--batch` takes."""
+    if text == "auto":
+        return text
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise typer.BadParameter(f"expected auto or a number from 1 on, got {text}")
+    return number
+
+
 def command(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Bundle folder, or models:/name@alias.")],
@@ -68,7 +81,14 @@ def command(
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Number format of the forward pass.")
     ] = "auto",
-    batch: Annotated[int, typer.Option(min=1, help="Tiles a forward pass; of studies, slices (then 4).")] = 1,
+    batch: Annotated[
+        Any,
+        typer.Option(
+            metavar="N",
+            parser=number_or_auto,
+            help="Tiles a forward pass: auto (by a short trial), or a number; of studies, slices (then 4).",
+        ),
+    ] = "auto",
     aoi: Annotated[
         Path | None, typer.Option(help="Polygons (GeoJSON, GeoPackage): only inside them.", rich_help_panel=SCENES)
     ] = None,
@@ -212,6 +232,8 @@ def command(
 
     adapter = model_adapter(model)
     given = {name for name in context.params if _is_given(context, name)}
+    if batch == "auto":
+        given.discard("batch")  # as if it were not typed: only scenes have a trial
     if getattr(adapter, "volume", None) is not None:
         from pipelines.commands.predict_studies import run
 

@@ -60,6 +60,8 @@ class Source:
     for physical units.
     """
 
+    block: tuple[int, int] | None = None  # (rows, columns) px that the file decodes at once; None: it does not say
+
     def __init__(
         self,
         path: Path | str,

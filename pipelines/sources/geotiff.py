@@ -81,7 +81,9 @@ class RasterSource(Source):
             if not self._selection.present:
                 raise InputError(f"{shown}: none of the bands {', '.join(n[0] for n in names)} is asked for")
             self._rule = _ValidRule.of(dataset, data)
-            self._file = _File(place, needs_unpacking(dataset))
+            packed = needs_unpacking(dataset)
+            self._file = _File(place, packed)
+            self.block = None if packed else dataset.block_shapes[self._selection.present[0]]
             self._stored = np.result_type(*(np.dtype(dataset.dtypes[b]) for b in self._selection.present))
             bands = self._selection.bands
             physical = [c.units == "physical" for c in channels] if channels else [False] * len(bands)

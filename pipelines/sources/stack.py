@@ -53,6 +53,7 @@ class StackSource(Source):
             selection.imputed,
         )
         self.tags = reference.tags
+        self.block = reference.block
 
     def digest(self) -> str:
         """Of the names and bytes of the files in use."""
