@@ -76,11 +76,11 @@ def test_schedule_worker_mlflow_and_promotion(native: Native, request: pytest.Fi
     register_crowns(native)
     assert native.psql("mlflow", "select name, version from model_versions") == "crowns|1"
     assert native.psql("mlflow", "select alias from registered_model_aliases") == "challenger"
-    promote = (
-        "from pipelines.tracking_store import connect; client = connect();"
-        "client.set_registered_model_alias('crowns', 'champion', '1')"
-    )
-    native.worker("python", "-c", promote)
+    told = native.worker("maskbridge", "promote", "crowns", "--data", str(native.data / "frozen.yaml"))
+    assert told.strip().splitlines()[-1] == "models:/crowns/1 is @champion"
+    assert native.psql("mlflow", "select alias from registered_model_aliases") == "champion"
+    decided = "select value from model_version_tags where key = 'gate.decision' and name = 'crowns'"
+    assert native.psql("mlflow", decided) == "promoted"
     said = native.worker("python", "-c", SCHEDULE).strip().splitlines()[-1]
     assert said.startswith("Completed True"), said
     folder = native.results / "scenes" / stem
