@@ -1,0 +1,275 @@
+"""What tiling costs with a real model: tiled against untiled, duplicates at seams, a grid shifted by half a stride.
+
+About 8 minutes, 3 of them training (tree crowns of `maskbridge demo`, two cores). Scored on pictures of another place
+that the model never saw, cut into scenes that fit the model whole. The same objects of the same tiles are also put
+together by SAHI's merging (its defaults, and the best of a grid of settings), where that package is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import THREADS
+from benchmarks.record import ROOT, config_hash, write_result
+from maskformer.masks import MaskSet
+from pipelines.assembly import limit, predict_in_memory
+from pipelines.bundle import Bundle, load_bundle
+from pipelines.config import DataItem, PredictOptions, RunConfig, load_config
+from pipelines.evaluation import combine, evaluate_scene
+from pipelines.experiments import train
+from pipelines.grid import Grid, Tile
+from pipelines.labelled import LabelledData
+from pipelines.metrics import f1
+from pipelines.predictor import Predictor, settle
+from pipelines.shards import predict_tiles
+from pipelines.sinks.outlines import outlines
+from pipelines.splits import Place
+from pipelines.stitching import stitch
+
+CONFIG = ROOT / "flows" / "demos" / "crowns.yaml"
+MINUTES = 3.0
+UNSEEN = "sample:crowns/2019_YELL_2_541000_4977000_image_crop"  # another square kilometre of that forest
+SIDE = 512  # px; of the scenes that go through the model whole: four tiles of 256 with their overlap
+TILE, OVERLAPS = 256, (32, 64, 96)
+EDGE = 32  # px; at the border that only one of two grids has, the pictures differ: no object there is compared
+SURE = 0.5  # score of the objects that a shifted grid has to keep
+SAME = 0.5  # share of the smaller of two objects that lies in the larger: then they are one, found twice
+SAHI = (  # its default, and other settings of its own
+    *(("GREEDYNMM", metric, threshold) for metric in ("IOS", "IOU") for threshold in (0.5, 0.3)),
+    ("NMS", "IOU", 0.5),
+)
+KEYS = ("pq", "ap", "miou", "f1_50", "box_f1_50")
+
+Parts = list[tuple[Tile, MaskSet]]
+Merge = Callable[[Grid, Parts], MaskSet]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The trained model, and the unseen pictures with their labels."""
+
+    bundle: Bundle
+    data: LabelledData
+    tiles: dict[tuple[int, int], tuple[Grid, Parts]] = field(default_factory=dict)  # by origin and overlap
+
+    def predictor(self, tile: int, overlap: int, score: float | None = None) -> Predictor:
+        options = PredictOptions(tile=tile, overlap=overlap, score=score, device="cpu", precision="fp32")
+        return Predictor(
+            self.bundle.build(), self.bundle.adapter, settle(options, self.bundle.adapter, self.bundle.thresholds)
+        )
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    bundle = load_bundle(trained())
+    with LabelledData(unseen(bundle)) as data:
+        subject = Subject(bundle, data)
+        values = {
+            "minutes": MINUTES,
+            "heldout_of_training": {key: bundle.metrics["heldout"].get(key) for key in KEYS},
+            "tiled_against_untiled": against_untiled(subject),
+            "seams": {name: seams(subject, merge) for name, merge in merges().items()},
+            "shifted_grid": {},
+        }
+        for overlap in OVERLAPS:
+            values["shifted_grid"][str(overlap)] = {n: shifted(subject, m, overlap) for n, m in merges().items()}
+    print("\n".join(rows(values)))
+    print(write_result("tiled_against_untiled", CONFIG, values))
+
+
+def trained() -> Path:
+    """The bundle, trained once; kept where `MASKBRIDGE_BENCH_CACHE` says, else in a folder for temporary files."""
+    root = Path(os.environ.get("MASKBRIDGE_BENCH_CACHE") or tempfile.gettempdir())
+    out = root / f"maskbridge-tiled-{config_hash(CONFIG)[:8]}"
+    if not (out / "bundle").exists():
+        train(load_config(CONFIG).model_copy(update={"baseline": None}), out, minutes=MINUTES)
+    return out / "bundle"
+
+
+def unseen(bundle: Bundle) -> RunConfig:
+    config = load_config(CONFIG)
+    label_options = config.data[0].label_options
+    item = DataItem(source=f"{UNSEEN}.png", labels=f"{UNSEEN}.xml", label_options=label_options, role="test")
+    return config.model_copy(update={"data": (item,), "adapter": bundle.adapter.to_dict()})
+
+
+# ---------------------------------------------------------------- tiled against untiled
+
+
+def against_untiled(subject: Subject) -> dict[str, Any]:
+    """Scores over the same scenes, predicted whole and in tiles."""
+    scores = {"untiled": scored(subject, SIDE, 0)}
+    for overlap in OVERLAPS:
+        scores[f"tiled, overlap {overlap}"] = scored(subject, TILE, overlap)
+    print(scores, flush=True)
+    return scores
+
+
+def scored(subject: Subject, tile: int, overlap: int) -> dict[str, Any]:
+    predictor = subject.predictor(tile, overlap)
+    adapter, boxes = subject.bundle.adapter, subject.data.scenes[0].box_labels
+    parts = []
+    for place in scenes(subject.data):
+        view, truth = subject.data.view(place)
+        found, ids = predict_in_memory(view, predictor, subject.bundle.thresholds)
+        parts.append(evaluate_scene(found.objects, ids, truth, adapter.classes, boxes))
+    values = combine(parts)
+    return {**{key: values.get(key) for key in KEYS}, "objects": values["counts"]["predicted"], "scenes": len(parts)}
+
+
+def scenes(data: LabelledData) -> list[Place]:
+    """Squares of SIDE px that do not overlap, over all of the picture."""
+    height, width = data.scenes[0].source.shape
+    return [
+        Place(0, (slice(top, top + SIDE), slice(left, left + SIDE)))
+        for top in range(0, height - SIDE + 1, SIDE)
+        for left in range(0, width - SIDE + 1, SIDE)
+    ]
+
+
+# ---------------------------------------------------------------- seams and a shifted grid
+
+
+def tiles_of(subject: Subject, origin: int, overlap: int) -> tuple[Grid, Parts]:
+    """The model's objects of every tile of the picture from row and column `origin` on; predicted once."""
+    if (origin, overlap) not in subject.tiles:
+        source = subject.data.scenes[0].source
+        view = source.view((slice(origin, source.shape[0]), slice(origin, source.shape[1])))
+        grid, predictor = Grid(view.shape, TILE, overlap), subject.predictor(TILE, overlap)
+        parts = [(tile, result.objects) for tile, result in predict_tiles(view, grid.tiles, predictor)]
+        subject.tiles[origin, overlap] = grid, parts
+    return subject.tiles[origin, overlap]
+
+
+def seams(subject: Subject, merge: Merge, overlap: int = 64) -> dict[str, Any]:
+    """Which share of the objects is there twice: of those that two tiles saw, and of those that one tile alone saw."""
+    grid, parts = tiles_of(subject, 0, overlap)
+    found = limit(merge(grid, parts), subject.predictor(TILE, overlap).options)
+    at_seam, twice = touches_a_strip(found, grid), duplicates(found)
+    share = {
+        name: round(float(twice[chosen].mean()), 4) if chosen.any() else None
+        for name, chosen in (("at_seams", at_seam), ("inside_tiles", ~at_seam))
+    }
+    return {**share, "objects_at_seams": int(at_seam.sum()), "objects_inside": int((~at_seam).sum())}
+
+
+def touches_a_strip(objects: MaskSet, grid: Grid) -> np.ndarray:
+    """(N,) bool: whether two tiles or more saw a pixel of the object."""
+    seen = np.zeros(grid.shape, np.uint8)
+    for tile in grid:
+        seen[tile.window] += 1
+    strips = MaskSet.from_dense((seen > 1)[None], np.zeros(1, np.int64))
+    one_class = objects.with_labels(np.zeros(len(objects), np.int64))
+    touched = np.zeros(len(objects), bool)
+    touched[one_class.overlaps(strips)[0]] = True
+    return touched
+
+
+def duplicates(objects: MaskSet) -> np.ndarray:
+    """(N,) bool: whether half of the object, or of a smaller one of its class, is shared by the two."""
+    i, j, shared = objects.overlaps(objects)
+    small = np.minimum(objects.areas[i], objects.areas[j])
+    pair = (i != j) & (objects.labels[i] == objects.labels[j]) & (shared >= SAME * small)
+    twice = np.zeros(len(objects), bool)
+    twice[i[pair]] = True
+    return twice
+
+
+def shifted(subject: Subject, merge: Merge, overlap: int) -> dict[str, Any]:
+    """F1 at IoU 0.5 between the sure objects of a grid and those of the grid shifted by half a stride both ways."""
+    origin = (TILE - overlap) // 2
+    sets = []
+    for start in (0, origin):
+        grid, parts = tiles_of(subject, start, overlap)
+        sets.append(limit(merge(grid, parts), subject.predictor(TILE, overlap).options))
+    base, moved = sets
+    common = tuple(slice(origin, length) for length in base.shape)
+    one, other = (inner(objects) for objects in (base.crop(common), moved))
+    sure = [objects[objects.scores >= SURE] for objects in (one, other)]
+    return {
+        "f1": round(float(f1(*sure)), 4),
+        "kept": round(kept(sure[0], other), 4),  # by an object of any score that the model's threshold lets through
+        "sure_objects": [len(objects) for objects in sure],
+    }
+
+
+def inner(objects: MaskSet) -> MaskSet:
+    """Objects that stay away from the top and left border, which the picture of one grid only has."""
+    return objects[(objects.boxes[:, :2] >= EDGE).all(axis=1)]
+
+
+def kept(sure: MaskSet, other: MaskSet) -> float:
+    """Share of the sure objects that have one of IoU 0.5 or more in `other`."""
+    i, j, shared = sure.overlaps(other)
+    iou = shared / (sure.areas[i] + other.areas[j] - shared)
+    return len(np.unique(i[iou >= 0.5])) / max(len(sure), 1)
+
+
+def merges() -> dict[str, Merge]:
+    """Ours, and SAHI's ways to put the same tiles together."""
+    ways: dict[str, Merge] = {"strip evidence": stitch}
+    for kind, metric, threshold in SAHI:
+        ways[f"SAHI {kind} {metric} {threshold}"] = partial(by_sahi, kind=kind, metric=metric, threshold=threshold)
+    return ways
+
+
+def by_sahi(grid: Grid, parts: Parts, *, kind: str, metric: str, threshold: float) -> MaskSet:
+    """The objects of all tiles, put together by SAHI's post-processing of this name; its polygons, as it makes them."""
+    from sahi.postprocess.combine import GreedyNMMPostprocess, NMSPostprocess
+    from sahi.prediction import ObjectPrediction
+
+    height, width = grid.shape
+    objects = []
+    for tile, masks in parts:
+        top, left = tile.offset
+        for outline, label, score in zip(outlines(masks), masks.labels, masks.scores, strict=True):
+            rings = [np.asarray(part.exterior.coords[:-1]).ravel().tolist() for part in outline.geoms]
+            objects.append(
+                ObjectPrediction(
+                    segmentation=rings,
+                    category_id=int(label),
+                    category_name=str(label),
+                    score=float(score),
+                    shift_amount=[left, top],
+                    full_shape=[height, width],
+                ).get_shifted_object_prediction()
+            )
+    process = {"GREEDYNMM": GreedyNMMPostprocess, "NMS": NMSPostprocess}[kind]
+    found = process(match_threshold=threshold, match_metric=metric, class_agnostic=False)(objects)
+    sets = [
+        MaskSet.from_dense(
+            one.mask.bool_mask[None], np.array([one.category.id]), np.array([one.score.value], np.float32)
+        )
+        for one in found
+    ]
+    return MaskSet.concatenate(sets) if sets else MaskSet.empty(grid.shape)
+
+
+def rows(values: dict[str, Any]) -> list[str]:
+    """Markdown rows of the three tables."""
+    lines = ["| scenes | PQ | AP | mIoU | F1 | objects |", "|---|---|---|---|---|---|"]
+    for name, one in values["tiled_against_untiled"].items():
+        cells = " | ".join(f"{one[key]:.4f}" for key in ("pq", "ap", "miou", "f1_50"))
+        lines.append(f"| {name} | {cells} | {one['objects']} |")
+    lines += ["", "| merging | twice at seams | twice inside | objects |", "|---|---|---|---|"]
+    for name, one in values["seams"].items():
+        counts = one["objects_at_seams"] + one["objects_inside"]
+        lines.append(f"| {name} | {one['at_seams']:.1%} | {one['inside_tiles']:.1%} | {counts} |")
+    lines += ["", "| merging | overlap | F1 of sure objects | kept | sure objects |", "|---|---|---|---|---|"]
+    for overlap, ways in values["shifted_grid"].items():
+        for name, one in ways.items():
+            lines.append(f"| {name} | {overlap} | {one['f1']:.3f} | {one['kept']:.3f} | {one['sure_objects']} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
