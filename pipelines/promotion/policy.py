@@ -24,7 +24,8 @@ class Policy(Strict):
     least_blocks: int = Field(5, gt=1, description="with fewer, the bootstrap says nothing: the plain loss counts")
     least_objects: int = Field(50, gt=0, description="slices with fewer objects are shown, not judged")
     seam: float = Field(0.02, ge=0, description="shift of outputs at tile borders beyond the champion's")
-    seam_alone: float = Field(0.05, ge=0, description="the same where there is no champion")
+    # Crowns after 90 s of training differ by 0.107 more at borders; with 16 px of every tile blanked it is 0.41.
+    seam_alone: float = Field(0.2, ge=0, description="the same where there is no champion")
     slower: float = Field(1.25, ge=1, description="times the champion's seconds")
     fatter: float = Field(1.25, ge=1, description="times the champion's peak memory")
     memory_slack_mb: float = Field(64, ge=0, description="what the allocator may take more or less by chance")

@@ -80,6 +80,8 @@ def test_a_seam_bug_is_refused_by_the_shift_of_its_outputs(gate: Gate, champion:
     report = gate.judge(make(colours.break_seams), champion)
     assert "grid_shift" in report.refused_by and "more at tile borders" in says(report, "grid_shift")
     assert "identity" not in report.refused_by  # its grid is sound
+    alone = gate.judge(make(colours.break_seams))  # the first of its name
+    assert "grid_shift" in alone.refused_by and "allowed +20.0 points" in says(alone, "grid_shift")
 
 
 @pytest.mark.slow
