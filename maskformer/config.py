@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str | int, ...]] = {
     "pixel_decoder": ("fpn", "transformer_fpn", "deformable", "pem", "tokens"),
     "query_decoder": ("detr", "masked", "prototype", "encoder", "located"),
     "mask_prior": ("none", "ellipse"),
-    "query_stride": (8, 16, 32),
+    "query_stride": (4, 8, 16, 32),
     "memory_stride": (8, 16, 32),
     "mask_loss": ("focal", "bce"),
     "loss_resolution": ("input", "mask", "points"),

@@ -29,18 +29,23 @@ STEEP = 4.0  # logit at the centre of an ellipse (0 on its edge); 4 is p = 0.98
 
 
 class LocatedDecoder(DETRDecoder):
-    """The `num_queries` best centres of the map at `query_stride` look at the memory at `memory_stride`."""
+    """The `num_queries` best centres of the map at `query_stride` look at the memory at `memory_stride`.
+
+    Two objects closer than two cells of the map share a maximum: for dense scenes of small objects `query_stride` 4
+    finds centres in the mask features.
+    """
 
     def __init__(self, memory_channels: Sequence[int], config: ModelConfig) -> None:
         super().__init__(memory_channels, config)
         dim = config.hidden_dim
         del self.query_embed  # queries come from the picture
         self.num_queries = config.num_queries
-        self.query_level = MEMORY_STRIDES.index(config.query_stride)
+        self.query_stride = config.query_stride
         self.memory_level = MEMORY_STRIDES.index(config.memory_stride)
         self.input_proj = biased_conv(memory_channels[self.memory_level], dim, 1)
+        channels = dict(zip((*MEMORY_STRIDES, STRIDE), (*memory_channels, config.mask_dim), strict=True))
         self.candidates = nn.Sequential(
-            biased_conv(memory_channels[self.query_level], dim, 3), nn.ReLU(), nn.Conv2d(dim, dim, 1)
+            biased_conv(channels[self.query_stride], dim, 3), nn.ReLU(), nn.Conv2d(dim, dim, 1)
         )
         self.centre_embed = nn.Conv2d(dim, config.num_classes, 1)
         # Centres are rare: they start at p = 0.05.
@@ -55,15 +60,16 @@ class LocatedDecoder(DETRDecoder):
             self.radius = config.prior_radius / STRIDE
 
     def forward(self, pixels: PixelFeatures) -> Prediction:
-        features = self.candidates(pixels.memory[self.query_level])
+        maps = dict(zip((*MEMORY_STRIDES, STRIDE), (*pixels.memory, pixels.mask_features), strict=True))
+        features = self.candidates(maps[self.query_stride])
         centres = self.centre_embed(torch.relu(features))  # (B, K, h, w)
         chosen, head_start = self.choose(centres.detach().float())
         query = _pick(features, chosen)  # (B, Q, d)
-        query_position = _pick(self._position(features, self.query_level), chosen)
-        places = _pick(_cell_centres(features, MEMORY_STRIDES[self.query_level] / STRIDE), chosen)  # (B, Q, 2): x, y
+        query_position = _pick(self._position(features, self.query_stride), chosen)
+        places = _pick(_cell_centres(features, self.query_stride / STRIDE), chosen)  # (B, Q, 2): x, y
 
         memory_map = self.input_proj(pixels.memory[self.memory_level])
-        memory_position = self._position(memory_map, self.memory_level).flatten(2).transpose(1, 2)
+        memory_position = self._position(memory_map, MEMORY_STRIDES[self.memory_level]).flatten(2).transpose(1, 2)
         memory = memory_map.flatten(2).transpose(1, 2)
         states = [query]
         for layer in self.layers:
@@ -72,8 +78,8 @@ class LocatedDecoder(DETRDecoder):
         if not (self.training and self.supervise_layers):
             states = states[-1:]
         every = [self._predict(self.norm(state), pixels.mask_features, head_start, places) for state in states]
-        maps = PixelMaps(self.semantic_embed(pixels.mask_features), centres) if self.training else None
-        return every[-1]._replace(auxiliary=tuple(every[:-1]), maps=maps)
+        dense = PixelMaps(self.semantic_embed(pixels.mask_features), centres) if self.training else None
+        return every[-1]._replace(auxiliary=tuple(every[:-1]), maps=dense)
 
     @torch.no_grad()
     def choose(self, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,16 +97,16 @@ class LocatedDecoder(DETRDecoder):
     def _predict(self, state: Tensor, mask_features: Tensor, head_start: Tensor, places: Tensor) -> Prediction:
         masks = torch.einsum("bqc,bchw->bqhw", self.mask_embed(state), mask_features)
         if self.shape_embed is not None:
-            step = MEMORY_STRIDES[self.query_level] / STRIDE
+            step = self.query_stride / STRIDE
             shape = self.shape_embed(state).float()
             middle = places + REACH * step * shape[..., :2].tanh()
             radii = self.radius * shape[..., 2:4].clamp(-3, 4).exp()
             masks = masks + ellipses(middle, radii, STEEP * shape[..., 4].clamp(-3, 3).exp(), masks.shape[-2:])
         return Prediction(self.class_embed(state) + head_start, masks)
 
-    def _position(self, like: Tensor, level: int) -> Tensor:
+    def _position(self, like: Tensor, stride: int) -> Tensor:
         height, width = like.shape[-2:]
-        position = pixel_position(height, width, like.shape[1], MEMORY_STRIDES[level], like.device)
+        position = pixel_position(height, width, like.shape[1], stride, like.device)
         return position.to(like.dtype).expand(len(like), -1, -1, -1)
 
 

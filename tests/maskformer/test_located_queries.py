@@ -63,6 +63,27 @@ def test_fewer_places_than_queries() -> None:
         assert model(torch.randn(1, 3, 64, 64)).class_logits.shape == (1, 4, 3)
 
 
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_centres_lie_on_the_map_that_was_asked_for(stride: int) -> None:
+    model = MaskFormer(TINY.replace(query_stride=stride))
+    out = model.train()(torch.randn(1, 3, 64, 64))
+    assert out.maps is not None and out.maps.centres.shape == (1, 2, 64 // stride, 64 // stride)
+    assert out.mask_logits.shape[-2:] == (16, 16)
+    losses = build_criterion(model.config)(out, [boxes((0, slice(8, 24), slice(8, 24)))])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.query_decoder.candidates.parameters())
+
+
+def test_a_finer_map_tells_close_centres_apart() -> None:
+    """Two nuclei of 8 px, 10 px from middle to middle, are two maxima at stride 4 and one at stride 8."""
+    close = boxes((0, slice(24, 32), slice(20, 28)), (0, slice(24, 32), slice(30, 38)), size=64)
+    for stride, maxima in ((4, 2), (8, 1)):
+        size = (64 // stride, 64 // stride)
+        tilted = bumps(close, 2, size)[None].logit(1e-4) - 0.01 * torch.arange(size[1])  # no network draws a tie
+        _, start = MaskFormer(TINY.replace(query_stride=stride)).query_decoder.choose(tilted)
+        assert int((start[0, :, 0] > 0).sum()) == maxima
+
+
 def test_local_maxima_come_first_and_the_rest_is_no_object() -> None:
     decoder = MaskFormer(TINY).query_decoder
     centres = torch.full((1, 2, 8, 8), -6.0) - 0.01 * torch.arange(64).view(8, 8)
