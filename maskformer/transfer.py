@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from maskformer.weights import repeat_queries
+
 FRESH_LOGIT = -10.0  # of a class nobody has learned: p = 5e-5, so that the others keep theirs, and a gradient of 1
-NOISE = 0.01  # of the table's standard deviation, on copies of queries: equal ones would stay equal for ever
 
 _CLASS_HEADS = ("query_decoder.class_embed.", "network.segmentation_head.")
 _CLASS_PLANES = ("query_decoder.centre_embed.", "query_decoder.semantic_embed.")  # a row a class, none for "no object"
@@ -92,7 +93,7 @@ def _made(name: str, given: Tensor, own: Tensor, recipe: Recipe, is_stem: bool) 
         how = f"{classes.shape[1]} classes became {classes.shape[0]}"
         return (rows, how) if rows.shape == own.shape else (None, "another class head")
     if name in _QUERY_TABLES and given.shape != own.shape and given.shape[1:] == own.shape[1:]:
-        return _query_rows(given, len(own)), f"{len(given)} queries became {len(own)}"
+        return repeat_queries(given, len(own)), f"{len(given)} queries became {len(own)}"
     if given.shape == own.shape:
         return given, ""
     return None, f"its shape {tuple(given.shape)} is not the new model's {tuple(own.shape)}"
@@ -105,16 +106,6 @@ def _class_rows(given: Tensor, classes: Tensor) -> Tensor:
     if given.ndim == 1:  # the bias
         rows[classes.sum(1) == 0] = FRESH_LOGIT
     return torch.cat((rows, given[count:]))
-
-
-def _query_rows(given: Tensor, count: int) -> Tensor:
-    """The first so many; further ones repeat the table with a little noise."""
-    if count <= len(given):
-        return given[:count]
-    rows = given.repeat(-(-count // len(given)), 1)[:count]
-    noise = torch.randn(count - len(given), given.shape[1], generator=torch.Generator().manual_seed(0))
-    rows[len(given) :] += NOISE * given.std() * noise
-    return rows
 
 
 def _stem(old: Mapping[str, Tensor], channels: int) -> str | None:

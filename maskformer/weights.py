@@ -15,6 +15,7 @@ from maskformer.eomt import EncoderDecoder, Trunk, whole_vit
 
 # What Swin's files hold though it follows from the shape.
 DERIVED = ("relative_position_index", "attn_mask")
+QUERY_NOISE = 0.01  # of the table's standard deviation, on copies of queries
 
 
 @dataclass(frozen=True)
@@ -160,3 +161,16 @@ def _mismatch(name: str, given: Tensor, own: Tensor) -> str:
         theirs, ours = (int((len(table) ** 0.5 + 1) / 2) for table in (given, own))
         return f"backbone weights: {name} is for windows of {theirs}, expected {ours} (backbone_options: window)"
     return f"backbone weights: {name} has shape {tuple(given.shape)}, expected {tuple(own.shape)}"
+
+
+def repeat_queries(table: Tensor, count: int) -> Tensor:
+    """A table of learned queries (Q, d) with `count` rows: the first ones, or the table again and again.
+
+    Copies carry noise of a hundredth of the table's spread: equal rows would receive the same gradient for ever.
+    """
+    if count <= len(table):
+        return table[:count]
+    rows = table.repeat(-(-count // len(table)), 1)[:count]
+    noise = torch.randn(count - len(table), table.shape[1], generator=torch.Generator().manual_seed(0))
+    rows[len(table) :] += QUERY_NOISE * table.std() * noise
+    return rows

@@ -1,9 +1,8 @@
 """Other classes, queries or channels than the checkpoint has: what fits is kept, and said.
 
-Queries: fewer are the first ones; more are the whole table again, each further copy with noise of a hundredth of the
-table's spread, without which two copies would receive the same gradient for ever. Classes: rows are kept for classes of
-the same name, the others are fresh; "no object" is always kept. A checkpoint whose classes have no names (or LABEL_0,
-LABEL_1, ...) takes as many given ones in its own order. Channels: see `weights.inflate_stem`.
+Classes: rows are kept for classes of the same name, the others are fresh; "no object" is always kept. A checkpoint
+whose classes have no names (or LABEL_0, LABEL_1, ...) takes as many given ones in its own order. Queries: see
+`weights.repeat_queries`. Channels: see `weights.inflate_stem`.
 """
 
 from __future__ import annotations
@@ -12,14 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from maskformer.config import ModelConfig
 from maskformer.conversion.account import Facts
-from maskformer.weights import inflate_stem
-
-NOISE = 0.01  # of the table's standard deviation
+from maskformer.weights import inflate_stem, repeat_queries
 
 _CLASS_ROWS = re.compile(r"query_decoder\.class_embed\.(weight|bias)")
 _QUERY_TABLES = re.compile(r"query_decoder\.(query_embed|query_feat)\.weight")
@@ -113,12 +109,11 @@ def _class_rows(own: Tensor, given: Tensor, wanted: Sequence[str] | None, known:
 
 
 def _query_rows(own: Tensor, given: Tensor) -> tuple[Tensor, str]:
-    if len(own) <= len(given):
-        return given[: len(own)], f"the first {len(own)} of {len(given)} queries" if len(own) < len(given) else ""
-    copies = given.repeat(-(-len(own) // len(given)), 1)[: len(own)]
-    noise = torch.randn(len(own) - len(given), given.shape[1], generator=torch.Generator().manual_seed(0))
-    copies[len(given) :] += NOISE * given.std() * noise
-    return copies, f"{len(given)} queries repeated to {len(own)}, the copies with a little noise"
+    count, known = len(own), len(given)
+    how = "" if count == known else f"the first {count} of {known} queries"
+    if count > known:
+        how = f"{known} queries repeated to {count}, the copies with a little noise"
+    return repeat_queries(given, count), how
 
 
 def _stem(own: Tensor, given: Tensor, rgb: Sequence[int] | None) -> tuple[Tensor, str]:
