@@ -13,7 +13,8 @@ import rasterio
 from affine import Affine
 
 from adapters.errors import InputError
-from pipelines import shards
+from pipelines import cli, shards
+from pipelines.bundle import load_bundle
 from pipelines.config import PredictOptions
 from pipelines.prediction import finish_scene, forecast, predict_scene
 from pipelines.scene import plan_scene
@@ -195,3 +196,28 @@ def test_a_model_that_changes_during_the_run_is_refused(scene: Path, bundle: Pat
     tiny_bundle(copy, adapter(channels=("red", "green", "blue")), seed=1)
     with pytest.raises(RuntimeError, match="changed since the run was planned"):
         predict_shard(plan, 0, work_folder(plan, tmp_path))
+
+
+def test_each_scene_may_have_a_model_of_its_own(
+    bundle: Path, make_geotiff: Callable[..., Path], tmp_path: Path
+) -> None:
+    """--test-time: two scenes of other brightness get two models; none is left, and the answer does not vary."""
+    random = np.random.default_rng(0)
+    scenes = [
+        make_geotiff(
+            (random.normal(middle, 20, (3, 130, 170)).clip(1, 255)).astype(np.uint8),
+            name=f"{name}.tif", crs="EPSG:32617", transform=PLACE, nodata=0,
+        )
+        for name, middle in (("dark", 60), ("bright", 190))
+    ]  # fmt: skip
+    common = ["--tile", "64", "--overlap", "16", "--device", "cpu", "--score", "0.05", "--min-area", "1"]
+    runs = {}
+    for out in ("once", "again"):
+        words = ["predict", str(bundle), *map(str, scenes), "--out", str(tmp_path / out), "--test-time", *common]
+        assert cli.run(words) == 0
+        assert sorted(path.name for path in (tmp_path / out).iterdir()) == ["bright", "dark"]
+        runs[out] = {name: json.loads((tmp_path / out / name / "run.json").read_text()) for name in ("bright", "dark")}
+    assert runs["once"]["bright"]["outputs"]["semantic.tif"] == runs["again"]["bright"]["outputs"]["semantic.tif"]
+    models = {run["model"]["sha256"] for run in runs["once"].values()}
+    assert len(models) == 2 and load_bundle(bundle).sha256 not in models
+    assert models == {run["model"]["sha256"] for run in runs["again"].values()}
