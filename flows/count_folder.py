@@ -27,13 +27,13 @@ from pipelines.config import PredictOptions
     cache_policy=NO_CACHE,
 )
 def count_task(model: str, pictures: str, out: str, options: PredictOptions) -> dict[str, Any]:
-    from pipelines.count_pictures import count_pictures
     from pipelines.picture_runs import pictures_in
+    from pipelines.tracked import count_tracked
 
     if Path(pictures).is_dir() and not pictures_in(Path(pictures)):
         return {"fresh": 0, "pictures": 0, "count": 0, "failed": {}}  # nobody has put one there yet
     bar = Bar("count", pictures)
-    run = count_pictures(model, pictures, out, options, on_progress=lambda _, done, total: bar.to(done, total))
+    run = count_tracked(model, pictures, out, options, on_progress=lambda _, done, total: bar.to(done, total))
     total = sum(record["count"] for record in run.records)
     show_table("count", pictures, [{"what": "pictures", "value": len(run.records)}, {"what": "count", "value": total}])
     show_links("count", pictures, {"report": (run.out / "report.html").absolute().as_uri()})

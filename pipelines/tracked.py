@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction as tracked runs: what went in, what came out, on which data, by which code.
+"""Training, evaluation, prediction, counting as tracked runs: what went in, what came out, on which data and code.
 
 `MASKBRIDGE_TRACKING=off` leaves evaluations and predictions untracked (tests, a scratch run); training is always
 tracked, for its model comes from there.
@@ -6,31 +6,36 @@ tracked, for its model comes from there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapters.base import DomainAdapter
 from adapters.errors import InputError
 from pipelines.bundle import Bundle, load_bundle
-from pipelines.config import RunConfig, save_config
+from pipelines.config import PredictOptions, RunConfig, save_config
 from pipelines.json_logs import redacted
 from pipelines.labelled import load_adapter
 from pipelines.model_card import CARD
 from pipelines.tracking import EXPERIMENT, Run, track
 
+if TYPE_CHECKING:
+    from pipelines.picture_runs import PictureRun
+
 log = logging.getLogger(__name__)
 
 SWITCH = "MASKBRIDGE_TRACKING"
 KEY_FILE = "tracking.json"  # in a training's folder: whose run a resumed training continues
-KIND_TAG = "maskbridge.kind"  # train, evaluate, predict
+KIND_TAG = "maskbridge.kind"  # train, evaluate, predict, count
 MODEL_TAGS = "model."
 COUNTS = ("objects", "pictures", "ambiguous_links", "lost_pixels", "peak_rss_bytes", "shards")
 
@@ -120,6 +125,36 @@ def evaluate_tracked(
         if on_run and run.flush() and run.run_id:
             on_run(run.run_id)
     return scores
+
+
+def count_tracked(
+    model: str | Path, place: str | Path, out: str | Path, options: PredictOptions, **how: Any
+) -> PictureRun:
+    """`pipelines.count_pictures.count_pictures` with an MLflow run: totals, counts.csv, one digest of all pictures.
+
+    The report stays where its pictures are. A sweep that finds nothing new is no run. `how` goes through.
+    """
+    from pipelines.count_pictures import count_pictures
+
+    if not is_on():
+        return count_pictures(model, place, out, options, **how)
+    bundle = load_bundle(model, check_shapes=False)
+    began = time.monotonic()
+    result = count_pictures(model, place, out, options, **how)
+    if not result.fresh:
+        return result
+    with track(f"count {Path(place).name}", experiment=EXPERIMENT) as run:
+        run.tag(KIND_TAG, "count")
+        _keep_model(run, bundle)
+        run.params({"parameters": options.model_dump(mode="json")})
+        totals = {name: sum(record[name] for record in result.records) for name in ("count", "expected")}
+        facts = {"pictures": len(result.records), "fresh": result.fresh, "failed": len(result.failed)}
+        run.metrics({**totals, **facts, "seconds": time.monotonic() - began})
+        digests = "".join(sorted(str(record["sha256"]) for record in result.records))
+        run.data({Path(place).name: hashlib.sha256(digests.encode()).hexdigest()}, "count")
+        for name in ("run.json", "counts.csv"):
+            run.artifact(Path(out) / name)
+    return result
 
 
 class Prediction:

@@ -50,7 +50,6 @@ def command(
     """
     from pipelines.commands.checks import model_adapter, writable_folder
     from pipelines.config import PredictOptions
-    from pipelines.count_pictures import count_pictures
     from pipelines.picture_runs import pictures_of
 
     pictures_of(pictures)
@@ -66,9 +65,10 @@ def command(
         precision=precision,
     )
     from pipelines.commands.progress import Progress
+    from pipelines.tracked import count_tracked
 
     with Progress() as progress:
-        run = count_pictures(model, pictures, out, options, every=every, overwrite=overwrite, on_progress=progress)
+        run = count_tracked(model, pictures, out, options, every=every, overwrite=overwrite, on_progress=progress)
     for name, line in run.failed.items():
         typer.echo(f"warning: {name}: {line}", err=True)
     total = sum(record["count"] for record in run.records)

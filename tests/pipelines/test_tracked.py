@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from adapters.crowd import crowd
 from pipelines.cli import run as command_line
 from pipelines.config import RunConfig, save_config
 from pipelines.tracked import evaluate_tracked, train_tracked, without_password
 from pipelines.tracking_store import connect
-from tests.models import squares_config
+from tests.models import squares_config, tiny_bundle
 
 CANARY = "canary-3f9a71"
 
@@ -110,3 +113,23 @@ def test_a_password_in_the_config_stays_there(
     assert len(kept) > 10
     for file in kept:
         assert CANARY.encode() not in file.read_bytes(), file
+
+
+def test_a_count_is_a_run_and_a_sweep_without_news_is_none(store: str, tmp_path: Path) -> None:
+    model = tiny_bundle(tmp_path / "model", crowd(tile=64, tile_overlap=16))
+    pictures = tmp_path / "photos"
+    pictures.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(random.integers(0, 255, (64, 96, 3), np.uint8)).save(pictures / name)
+    words = ["count", str(model), str(pictures), "--out", str(tmp_path / "counts"), "--device", "cpu", "--score", "0.1"]
+    assert command_line(words) == 0 and command_line(words) == 0
+    (run,) = runs(store, "count")
+    told = json.loads((tmp_path / "counts" / "run.json").read_text())
+    assert run.data.metrics["count"] == told["count"] and run.data.metrics["pictures"] == 2
+    assert run.data.metrics["expected"] == pytest.approx(told["expected"], abs=1e-2)
+    assert files(store, run) == {"run.json", "counts.csv", "adapter.json"}
+    assert len(run.data.tags["data.photos"]) == 64 and run.data.params["parameters.score"] == "0.1"
+    Image.fromarray(random.integers(0, 255, (64, 96, 3), np.uint8)).save(pictures / "c.png")
+    assert command_line(words) == 0
+    assert sorted(one.data.metrics["fresh"] for one in runs(store, "count")) == [1, 2]
