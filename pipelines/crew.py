@@ -59,7 +59,7 @@ def _fit(wanted: ModelOptions, options: TrainOptions, data: LabelledData, checkp
     from pipelines.starting import build
     from pipelines.training import fit
 
-    model_config, model = build(wanted, data.adapter)
+    model_config, model = build(wanted, data.adapter, options.seed)
     scenes = [(data.scenes[place.item], place.window) for place in data.split.train]
     parts = [Part(scene.path, scene.annotations, window) for scene, window in scenes]
     begun = resume and (checkpoints / NAME).exists()

@@ -201,7 +201,7 @@ def _train_one(
     watch: Watch,
 ) -> Trained:
     split = data.split
-    model_config, model = build(wanted, data.adapter)
+    model_config, model = build(wanted, data.adapter, options.seed)
     parts = [Part(data.scenes[p.item].path, data.scenes[p.item].annotations, p.window) for p in split.train]
     criterion, on_row = build_criterion(model_config), watch.of(wanted.preset, options)
     with closing(CropDataset(parts, data.adapter, options.crop, options.augment, options.seed)) as dataset:

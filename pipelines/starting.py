@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from adapters.base import DomainAdapter
@@ -17,11 +18,19 @@ from pipelines.config import SAMPLE, ModelOptions
 log = logging.getLogger(__name__)
 
 
-def build(options: ModelOptions, adapter: DomainAdapter) -> tuple[ModelConfig, nn.Module]:
+def build(options: ModelOptions, adapter: DomainAdapter, seed: int | None = None) -> tuple[ModelConfig, nn.Module]:
     """The preset, or the model to start from, with the adapter's channels and classes.
 
+    seed: of the weights that no file gives; without one they are drawn from torch's generator as it stands.
     Raises InputError for an unknown name or weights. A model that was carried over has the account as `transferred`.
     """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        return _built(options, adapter)
+
+
+def _built(options: ModelOptions, adapter: DomainAdapter) -> tuple[ModelConfig, nn.Module]:
     if options.init_from:
         return _carried_over(options, adapter)
     try:
