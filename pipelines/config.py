@@ -185,6 +185,7 @@ class WriteOptions(Strict):
     confidence: bool = Field(False, description="confidence.tif: probability of the best class")
     stac: bool = Field(False, description="item.json: a STAC item")
     simplify_m: float | None = Field(None, gt=0, description="outlines may leave the pixel edges by so many metres")
+    regularise_m: float | None = Field(None, gt=0, description="likewise, with right angles; for buildings")
 
 
 class TrackingOptions(Strict):

@@ -37,6 +37,7 @@ from pipelines.sinks.confidence import ConfidenceSink
 from pipelines.sinks.folder import OutputFolder
 from pipelines.sinks.geotiff import SemanticSink
 from pipelines.sinks.layers import write_layers
+from pipelines.sinks.redrawing import Outline
 from pipelines.sinks.stac import write_item
 from pipelines.sinks.style import write_style
 from pipelines.sinks.vector import NAMES, write_objects
@@ -208,7 +209,8 @@ def _assemble_to_disk(plan: ScenePlan, work: Path, folder: Path, source: Any, bu
 def _write_vectors(plan: ScenePlan, folder: Path, objects: MaskSet, source: Any, bundle: Bundle) -> None:
     """objects.gpkg with its style, objects.parquet; objects.fgb and layers.tif where they are asked for."""
     names = (*NAMES, "objects.fgb") if plan.write.flatgeobuf else NAMES
-    write_objects(folder, objects, source.geometry, bundle.adapter.classes, names, plan.write.simplify_m)
+    outline = Outline(plan.write.simplify_m, plan.write.regularise_m)
+    write_objects(folder, objects, source.geometry, bundle.adapter.classes, names, outline)
     write_style(folder / "objects.qml", bundle.adapter.classes)
     if plan.write.layers:
         write_layers(folder / "layers.tif", objects, source.geometry)

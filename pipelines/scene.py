@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,11 @@ def plan_scene(
         shape, digest = scene.shape, scene.digest()
         if options.aoi:
             restrict(scene, options.aoi)
-        if write.simplify_m and scene.geometry.crs is None:
-            raise InputError(f"{source}: has no CRS, so outlines cannot be simplified by {write.simplify_m} metres")
+        if write.regularise_m and find_spec("buildingregulariser") is None:
+            raise InputError("regular outlines need one more package: pip install 'maskbridge[footprints]'")
+        metres = write.simplify_m or write.regularise_m
+        if metres and scene.geometry.crs is None:
+            raise InputError(f"{source}: has no CRS, so outlines cannot be simplified by {metres} metres")
     return ScenePlan(
         source=str(place.resolve() if isinstance(place, Path) else place),
         source_sha256=digest,

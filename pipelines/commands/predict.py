@@ -121,6 +121,15 @@ def command(
             rich_help_panel=SCENES,
         ),
     ] = None,
+    regularise: Annotated[
+        float | None,
+        typer.Option(
+            metavar="METRES",
+            help="Likewise, with right angles: for buildings (extra `footprints`).",
+            show_default=False,
+            rich_help_panel=SCENES,
+        ),
+    ] = None,
     series: Annotated[
         str | None,
         typer.Option(
@@ -245,9 +254,17 @@ def command(
         return run_photos(model, sources, out, {name: context.params[name] for name in given})
     from pipelines.config import PredictOptions, WriteOptions
 
-    if simplify is not None and simplify <= 0:
-        raise typer.BadParameter("expected a length above 0", param_hint="--simplify")
-    write = WriteOptions(flatgeobuf=flatgeobuf, layers=layers, confidence=confidence, stac=stac, simplify_m=simplify)
+    for name, metres in (("--simplify", simplify), ("--regularise", regularise)):
+        if metres is not None and metres <= 0:
+            raise typer.BadParameter("expected a length above 0", param_hint=name)
+    write = WriteOptions(
+        flatgeobuf=flatgeobuf,
+        layers=layers,
+        confidence=confidence,
+        stac=stac,
+        simplify_m=simplify,
+        regularise_m=regularise,
+    )
     options = PredictOptions(
         tile=tile,
         overlap=overlap,
@@ -329,8 +346,8 @@ VOLUME_ONLY = {
     "seg", "rtstruct",
 }  # fmt: skip
 SCENE_ONLY = {
-    "tile", "overlap", "min_area", "aoi", "flatgeobuf", "layers", "confidence", "stac", "simplify", "executor",
-    "workers", "threads", "scheduler",
+    "tile", "overlap", "min_area", "aoi", "flatgeobuf", "layers", "confidence", "stac", "simplify", "regularise",
+    "executor", "workers", "threads", "scheduler",
 }  # fmt: skip
 
 

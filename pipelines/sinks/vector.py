@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from adapters.classes import ClassSet
 from adapters.errors import InputError
 from maskformer.masks import MaskSet
-from pipelines.sinks.areas import areas_m2, crs_of, metres_per_unit
+from pipelines.sinks.areas import areas_m2, crs_of
 from pipelines.sinks.cog import HasPlace
 from pipelines.sinks.folder import atomic_write
 from pipelines.sinks.outlines import outlines
+from pipelines.sinks.redrawing import Outline, redrawn
 
 LAYER = "objects"
 ROWS_PER_GROUP = 65_536  # fixed, because the bytes depend on it; about 30 MB of outlines
@@ -71,17 +72,15 @@ def write_objects(
     geometry: HasPlace | None,
     classes: ClassSet,
     names: Sequence[str] = NAMES,
-    simplify_m: float | None = None,
+    outline: Outline = Outline(),  # noqa: B008  (frozen)
 ) -> list[Path]:
     """Write `table` into `folder` as the files `names` (.gpkg with layer `objects`, .parquet or .fgb); returns them.
 
     No objects give valid files with the same columns. Each file appears only when complete; InputError where it
-    cannot be written. `simplify_m` lets outlines leave the pixel edges by so many metres (see `simplify`); areas stay
-    those of the pixels.
+    cannot be written. Whatever the `outline`, areas stay those of the pixels.
     """
     frame = table(objects, geometry, classes)
-    if simplify_m:
-        frame = frame.set_geometry(simplify(frame.geometry, geometry, simplify_m))
+    frame = frame.set_geometry(redrawn(frame.geometry, geometry, outline))
     writers = {".gpkg": _write_geopackage, ".parquet": _write_geoparquet, ".fgb": _write_flatgeobuf}
     written = []
     for name in names:
@@ -116,27 +115,6 @@ def _place(objects: MaskSet, transform: Affine) -> NDArray[np.object_]:
     single = shapely.get_num_geometries(shapes) == 1
     shapes[single] = shapely.get_geometry(shapes[single], 0)
     return shapes
-
-
-def simplify(shapes: geopandas.GeoSeries, geometry: HasPlace | None, metres: float) -> geopandas.GeoSeries:
-    """Valid outlines with fewer corners, at most `metres` from the pixel edges (Douglas-Peucker; GEOS may also drop a
-    ring's first corner, and is then up to half as far again from it).
-
-    Each object by itself: neighbours that shared an edge may overlap or part by as much. InputError without a CRS,
-    where there are no metres.
-    """
-    if geometry is None or geometry.crs is None:
-        raise InputError("simplification in metres needs a scene with a CRS")
-    if shapes.empty:
-        return shapes
-    crs = crs_of(geometry.crs)
-    assert crs is not None
-    east, north = metres_per_unit(shapes.total_bounds, crs)
-    scaled = shapely.transform(shapes.values, lambda points: points * (east, north))
-    simple = shapely.simplify(scaled, metres, preserve_topology=True)
-    return geopandas.GeoSeries(
-        shapely.transform(simple, lambda points: points / (east, north)), index=shapes.index, crs=shapes.crs
-    )
 
 
 def _write_geoparquet(frame: geopandas.GeoDataFrame, path: Path) -> None:

@@ -217,7 +217,8 @@ def test_predict_gives_every_flag_to_the_pipeline(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stdout", out)
     flags = (
         "--tile 256 --overlap 32 --task panoptic --score 0.25 --min-area 9 --tta flip --device cpu "
-        "--precision fp32 --batch 2 --overwrite --flatgeobuf --layers --confidence --stac --simplify 0.5"
+        "--precision fp32 --batch 2 --overwrite --flatgeobuf --layers --confidence --stac --simplify 0.5 "
+        "--regularise 0.6"
     )
     words = ["predict", "bundle", "a.tif", "b.tif", "--out", str(tmp_path), *flags.split()]
     assert cli.run(words) == 0
@@ -225,6 +226,7 @@ def test_predict_gives_every_flag_to_the_pipeline(monkeypatch: pytest.MonkeyPatc
         "tile": 256, "overlap": 32, "task": "panoptic", "score": 0.25, "min_area": 9, "tta": "flip",
         "device": "cpu", "precision": "fp32", "batch": 2,
         "flatgeobuf": True, "layers": True, "confidence": True, "stac": True, "simplify_m": 0.5,
+        "regularise_m": 0.6,
     }  # fmt: skip
     assert calls == [
         ("checked", "a.tif", "adapter of bundle"),

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rio_cogeo import cog_validate
+from scipy import ndimage
 
 from adapters.classes import Class, ClassSet
 from adapters.errors import InputError
@@ -28,9 +29,10 @@ from pipelines.prediction import predict_scene
 from pipelines.sinks.attribute_table import write_attribute_table
 from pipelines.sinks.confidence import STEPS, ConfidenceSink
 from pipelines.sinks.layers import read_layers, write_layers
+from pipelines.sinks.redrawing import Outline, redrawn
 from pipelines.sinks.stac import footprint, write_item
 from pipelines.sinks.style import write_style
-from pipelines.sinks.vector import simplify, table, write_objects
+from pipelines.sinks.vector import table, write_objects
 from pipelines.sources import open_source
 from tests.models import adapter, tiny_bundle
 
@@ -135,19 +137,55 @@ def test_simplified_outlines_stay_within_the_distance(epsg: int) -> None:
     unit = {4326: 1 / 111_320, 2263: 1 / 0.3048006, 3857: 1 / np.cos(np.radians(40.7)), 32617: 1.0}[epsg]
     place = SimpleNamespace(crs=CRS.from_epsg(epsg), transform=Affine(unit, 0, here[0], 0, -unit, here[1]))
     frame = table(discs(6, 200), place, CLASSES)
-    simple = simplify(frame.geometry, place, 3.0)
+    simple = redrawn(frame.geometry, place, Outline(simplify_m=3.0))
     assert simple.is_valid.all()
     corners = [int(shapely.get_num_coordinates(shapes.values).sum()) for shapes in (simple, frame.geometry)]
     assert corners[0] < corners[1] / 3
     moved = shapely.hausdorff_distance(simple.values, frame.geometry.values) / unit
-    # Half as far again: see `simplify`. And a degree of longitude is shorter here than the one `unit` is of.
+    # Half as far again: see `redrawn`. And a degree of longitude is shorter here than the one `unit` is of.
     assert moved.max() <= 4.5 * (1.4 if epsg == 4326 else 1.01)
     assert moved.max() > 0.5
 
 
 def test_simplification_needs_metres(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs a scene with a CRS"):
-        write_objects(tmp_path, discs(2), None, CLASSES, ("objects.parquet",), simplify_m=1.0)
+    with pytest.raises(InputError, match="need a scene with a CRS"):
+        write_objects(tmp_path, discs(2), None, CLASSES, ("objects.parquet",), Outline(simplify_m=1.0))
+
+
+def turned_houses() -> MaskSet:
+    """Houses of 60 by 40 px turned by 20 degrees with ragged edges, one with a court, and a speck."""
+    y, x = np.mgrid[:300, :400] + 0.5
+    random = np.random.default_rng(0)
+    masks = []
+    for number, (row, column) in enumerate([(80, 80), (80, 250), (210, 160)]):
+        along = np.cos(np.radians(20)) * (x - column) + np.sin(np.radians(20)) * (y - row)
+        across = np.cos(np.radians(20)) * (y - row) - np.sin(np.radians(20)) * (x - column)
+        ragged = random.normal(0, 0.8, x.shape)
+        mask = (abs(along) + ragged < 30) & (abs(across) + ragged < 20)
+        masks.append(mask & ~((number == 1) & (abs(along) < 12) & (abs(across) < 8)))
+    speck = np.zeros_like(masks[0])
+    speck[280:282, 390:393] = True
+    return MaskSet.from_dense(np.stack([ndimage.median_filter(mask, 7) for mask in masks] + [speck]), np.zeros(4, int))
+
+
+@pytest.mark.parametrize("epsg", [32617, 4326])
+def test_regular_outlines_have_right_angles(epsg: int) -> None:
+    here = pyproj.Transformer.from_crs(4326, epsg, always_xy=True).transform(-81.0, 0.1)
+    unit = 0.5 / 111_320 if epsg == 4326 else 0.5
+    place = SimpleNamespace(crs=CRS.from_epsg(epsg), transform=Affine(unit, 0, here[0], 0, -unit, here[1]))
+    frame = table(turned_houses(), place, CLASSES)
+    regular = redrawn(frame.geometry, place, Outline(regularise_m=1.5))
+    assert len(regular) == 4 and regular.is_valid.all() and regular.crs == frame.crs
+    order = np.argsort(-shapely.area(frame.geometry.values))  # the speck comes last, and may stay as it is
+    houses = regular.iloc[order[:3]]
+    assert sum(len(shape.interiors) for shape in houses) == 1, "the court stays"
+    for shape, pixels in zip(houses, frame.geometry.iloc[order[:3]], strict=True):
+        points = np.asarray(shape.exterior.coords)
+        edges = np.diff(points, axis=0)
+        walls = edges[np.argsort(-np.hypot(*edges.T))[:4]]
+        assert len(edges) <= 6 < shapely.get_num_coordinates(pixels) / 10, "four walls, perhaps a corner cut off"
+        assert np.abs(np.degrees(np.arctan2(walls[:, 1], walls[:, 0])) % 90 - (90 - 20)).max() < 3
+        assert shape.intersection(pixels).area / shape.union(pixels).area > 0.8
 
 
 def test_flatgeobuf_holds_the_same_features(tmp_path: Path) -> None:
@@ -177,7 +215,7 @@ def test_all_files_of_a_scene_on_request(make_geotiff: object, tmp_path: Path) -
         file.update_tags(TIFFTAG_DATETIME="2021:06:05 10:11:12")
     bundle = tiny_bundle(tmp_path / "bundle", adapter(channels=("red", "green", "blue")))
     options = PredictOptions(tile=64, overlap=16, score=0.05, min_area=1, device="cpu", precision="fp32")
-    every = WriteOptions(flatgeobuf=True, layers=True, confidence=True, stac=True, simplify_m=1.0)
+    every = WriteOptions(flatgeobuf=True, layers=True, confidence=True, stac=True, simplify_m=1.0, regularise_m=1.0)
     folder = predict_scene(scene, bundle, tmp_path / "out", options, write=every)
     names = {path.name for path in folder.iterdir()}
     assert names >= {"objects.fgb", "layers.tif", "confidence.tif", "item.json", "objects.qml", "semantic.tif.aux.xml"}
