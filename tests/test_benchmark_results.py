@@ -12,9 +12,10 @@ from benchmarks.record import RESULTS, ROOT, config_hash
 def test_result_says_where_it_comes_from(path: Path) -> None:
     record = json.loads(path.read_text())
     assert {"command", "revision", "date", "machine", "versions"} <= set(record)
-    if "config" in record:
-        assert config_hash(ROOT / record["config"]["path"]) == record["config"]["sha256"], (
-            f"{record['config']['path']} changed since {path.name} was made: run `{record['command']}` again"
+    configs = {record["config"]["path"]: record["config"]["sha256"]} if "config" in record else {}
+    for config, sha256 in {**configs, **record.get("configs", {})}.items():
+        assert config_hash(ROOT / config) == sha256, (
+            f"{config} changed since {path.name} was made: run `{record['command']}` again"
         )
 
 
