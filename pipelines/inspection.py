@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import InputError
+from pipelines.volumes.inspection import NIFTI, describe_cases, describe_volume, is_volume
 
 Findings = dict[str, Any]
 LABEL_FILES = (".geojson", ".gpkg", ".shp", ".parquet", ".geoparquet", ".fgb", ".csv", ".xml", ".json")
@@ -40,12 +41,14 @@ def inspect_thing(thing: str, model: str | None = None) -> Findings:
         return _bundle(thing)
     path = Path(thing)
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, model)
     base = Path(thing.split("#", 1)[0])  # `scene.npz#key` names an array in a file
     if not base.exists() and "://" not in thing and not thing.startswith("/vsi"):
         raise InputError(f"{thing}: no such file or folder")
     if base.suffix.lower() in (".yaml", ".yml"):
         return _config(path)
+    if path.name.lower().endswith(NIFTI) or _begins_as_dicom(base):
+        return describe_volume(path, model)
     if base.suffix.lower() == ".json" and (adapter := _adapter_file(path)) is not None:
         return adapter
     return _data(thing, base, model)
@@ -128,12 +131,23 @@ def _fit(scene: str, model: str) -> dict[str, Any]:
     return {"name": model, "runs": True, "channels": taken, "bands": bands, "tiles": tiles}
 
 
-def _folder(path: Path) -> Findings:
+def _begins_as_dicom(path: Path) -> bool:
+    """By the word after the preamble: other files are not opened by pydicom for a guess."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _folder(path: Path, model: str | None) -> Findings:
     from pipelines.bundle import is_bundle
 
     for folder in (path, path / "bundle"):
         if is_bundle(folder):
             return _bundle(str(folder))
+    if is_volume(path):
+        return describe_volume(path, model)
     from pipelines.pairing import find_pairs
 
     pairs = find_pairs([path])
@@ -212,6 +226,7 @@ def _config(path: Path) -> Findings:
     from pipelines.config import SAMPLE, load_config
 
     config = load_config(path)
+    adapter = config.adapter if isinstance(config.adapter, Mapping) else {}
     named = [name for item in config.data for name in (item.source, item.labels) if name]
     absent = [name for name in named if not name.startswith(SAMPLE) and not Path(name.split("#", 1)[0]).exists()]
     findings: Findings = {
@@ -222,6 +237,8 @@ def _config(path: Path) -> Findings:
         "model": {"preset": config.model.preset, **config.model.overrides},
         "train": config.train.model_dump(exclude_none=True),
     }
+    if adapter.get("volume"):  # its data are patterns and folders of cases
+        return {**findings, **describe_cases(config)}
     findings["problems"] = [f"{name}: no such file" for name in absent]
     return findings
 

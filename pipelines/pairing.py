@@ -41,6 +41,8 @@ def find_pairs(data: Sequence[Path], labels: Sequence[Path] = ()) -> list[Pair]:
     scenes = [picture for picture in pictures if picture not in drawn and picture not in given]
     if not scenes:
         named = ", ".join(map(str, data))
+        if any(".nii" in file.suffixes for file in found):
+            raise InputError(f"{named}: volumes; their run configs begin as a copy of one of configs/medical")
         raise InputError(f"{named}: no picture found; expected {', '.join(PICTURES)}")
     beside = [file for file in found if file.suffix.lower() in VECTORS and not _is_sidecar(file)]
     choice = given or [*beside, *drawn]

@@ -21,7 +21,7 @@ from adapters.errors import InputError
 from pipelines.sources.base import Selection
 from pipelines.sources.unpack import check_space, temporary_folder
 from pipelines.volumes.geometry import VolumeGeometry
-from pipelines.volumes.source import VolumeSource, Window
+from pipelines.volumes.source import VolumeSource, Window, is_nifti
 
 _MOST_DEFLATED = 1032  # deflate's best ratio: a member of n bytes cannot hold more than 1032 n
 _BLOCK = 4 << 20
@@ -177,6 +177,8 @@ def _load(path: Path) -> Any:
     except EOFError as error:
         raise InputError(f"{path}: the gzip data ends before the header does: the file is truncated") from error
     except (ImageFileError, HeaderDataError, OSError, zlib.error, ValueError, TypeError) as error:
+        if not is_nifti(path):
+            raise InputError(f"{path}: not a NIfTI image (.nii, .nii.gz), and not DICOM") from error
         raise InputError(f"{path}: not a NIfTI image: {_line(error)}") from error
 
 
