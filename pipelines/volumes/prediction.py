@@ -148,6 +148,7 @@ class VolumePredictor:
             flatten(source, rules)
             scaled = for_volume(adapter, source)
             values, known = source.read()
+            source.notes += doubts(values, source.modality, rules)
         with watch.stage("resample"):
             values, valid = forward_values(resampling, values, known)
         planes = self.options.planes or rules.planes
@@ -255,6 +256,22 @@ def _timed(stream: Iterable[ClassMaps], watch: Stopwatch) -> Iterator[ClassMaps]
         if one is last:
             return
         yield cast(ClassMaps, one)
+
+
+def doubts(values: NDArray, modality: str | None, rules: VolumeRules) -> list[str]:
+    """What makes a file that does not say its modality, as NIfTI never does, look like one of another.
+
+    A CT in Hounsfield units has air at -1000; magnetic resonance has nothing near that.
+    """
+    wanted = rules.series.modality
+    if modality is not None or wanted not in ("CT", "MR") or not values.size:
+        return []
+    least = float(values.min())
+    if wanted == "CT" and least >= 0:
+        return [f"the model is for CT in Hounsfield units, but no value is below 0 (the least is {least:g})"]
+    if wanted == "MR" and least <= -500:
+        return [f"the model is for MR, but values down to {least:g} look like a CT in Hounsfield units"]
+    return []
 
 
 def apart(objects: MaskSet) -> MaskSet:

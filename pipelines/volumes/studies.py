@@ -18,7 +18,7 @@ from pipelines.volumes.discretion import discreet
 from pipelines.volumes.prediction import Progress, VolumeModel, VolumeOptions, VolumePredictor
 from pipelines.volumes.series import read_header
 from pipelines.volumes.sinks import NOTICE
-from pipelines.volumes.source import VolumePath, is_nifti, open_volume
+from pipelines.volumes.source import VolumePath, VolumeSource, is_nifti, open_volume
 from pipelines.volumes.study_files import Study, check_outputs, finished, study_key, study_stem, write_study
 
 log = logging.getLogger(__name__)
@@ -199,12 +199,16 @@ def _predict(path: VolumePath, predictor: VolumePredictor, out: Path, number: in
         )
     with source:
         digest = source.digest()
-        notes = [note if options.keep_names else discreet(note, path, number) for note in source.notes]
         stem, key = study_stem(source, digest, options.keep_names), study_key(digest, source, predictor)
         if not (rules.overwrite or rules.again) and (found := finished(out, stem, key)):
-            return _Done(*found, False, notes)
+            return _Done(*found, False, _notes(source, path, number, options))
         check_outputs(source, options)
         result = predictor(source, rules.on_progress, watch)
+        notes = _notes(source, path, number, options)
         with OutputFolder(out, stem, overwrite=rules.overwrite) as folder:
             write_study(folder.path, Study(source, digest, stem, key, watch, notes), predictor, result)
             return _Done(folder.commit(), len(result.objects), True, notes)
+
+
+def _notes(source: VolumeSource, path: VolumePath, number: int, options: VolumeOptions) -> list[str]:
+    return [note if options.keep_names else discreet(note, path, number) for note in source.notes]

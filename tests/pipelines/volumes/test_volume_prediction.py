@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapters.base import DomainAdapter
 from adapters.channels import Channel, ChannelSet
 from adapters.classes import Class, ClassSet
-from adapters.volume import VolumeRules
+from adapters.volume import SeriesRule, VolumeRules
 from maskformer.masks import MaskSet
 from maskformer.prediction import DensePrediction, Prediction
 from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor, apart
@@ -291,3 +291,20 @@ def test_memory_does_not_grow_with_classes_times_volume(tmp_path: Path) -> None:
         assert len(np.unique(result.labels)) > 25
     more = (64 - 16) * 32 * 32  # voxels; float16 probabilities of all classes would be 240 bytes each
     assert peaks[1] - peaks[0] < 24 * more, f"{peaks} bytes"
+
+
+@pytest.mark.parametrize(
+    ("modality", "least", "words"),
+    [("CT", 0, "no value is below 0"), ("CT", -800, ""), ("MR", -1024, "look like a CT"), ("MR", 0, ""), (None, 0, "")],
+)
+def test_a_file_that_looks_like_another_modality_is_told(
+    tmp_path: Path, modality: str | None, least: int, words: str
+) -> None:
+    """A NIfTI does not say what it is, and a model of CT finds something in an MR too."""
+    picture = truth()
+    picture[0, 0, 0] = least
+    one = adapter(2, volume=VolumeRules(series=SeriesRule(modality)))
+    folder = predict_volume(save(tmp_path / "scan.nii", picture), VolumeModel(Oracle(2), one), tmp_path / "out",
+                            VolumeOptions(**FAST))  # fmt: skip
+    said = [note for note in json.loads((folder / "run.json").read_text())["warnings"] if "the model is for" in note]
+    assert bool(said) == bool(words) and all(words in note for note in said)
