@@ -32,17 +32,22 @@ def command(
 
     with Progress() as progress:
         scores = evaluate_tracked(model, run, out, on_progress=progress)
-    _show(scores)
+    show(scores)
     typer.echo(str(out / "metrics.json"))
 
 
-def _show(scores: dict[str, Any]) -> None:
-    """The overall numbers as a table on stderr; the file has them per class and beside the baselines."""
+def show(scores: dict[str, Any]) -> None:
+    """The overall numbers as a table on stderr, the U-Net's beside them; the file has them per class too."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("metric", "value", box=None)
+    beside = scores.get("baseline", {}).get("unet") or {}
+    table = Table("metric", "value", *(["U-Net"] if beside else []), box=None)
     for name, value in scores.items():
         if isinstance(value, (int, float)):
-            table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+            table.add_row(name, _number(value), *([_number(beside.get(name))] if beside else []))
     Console(stderr=True).print(table)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else "" if value is None else str(value)

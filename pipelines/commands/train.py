@@ -55,11 +55,13 @@ def command(
         serve(run, out, minutes=minutes, seed=seed, resume=resume)
         return
 
+    from pipelines.commands.evaluate import show
     from pipelines.commands.progress import Progress
     from pipelines.tracked import train_tracked
 
     with Progress() as progress:
         outcome = train_tracked(run, out, minutes=minutes, seed=seed, resume=resume, on_progress=progress)
+    show(outcome.metrics)
     typer.echo(str(outcome.bundle))
     if outcome.registered:
         typer.echo(outcome.registered)
