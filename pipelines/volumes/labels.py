@@ -177,9 +177,11 @@ def _classified(where: Path, found: VolumeLabels, classes: ClassSet, rules: Volu
 def refuse_grid(where: Path, found: VolumeGeometry, wanted: VolumeGeometry, resample: bool) -> None:
     """InputError with both grids, unless resampling is allowed."""
     if not resample:
+        apart = found.distance(wanted)
+        told = f" ({apart:.3g} mm apart)" if np.isfinite(apart) else ""
         raise InputError(
             f"{where}: the labels lie on another grid than the scan: {found.describe()} against "
-            f"{wanted.describe()} ({found.distance(wanted):.3g} mm apart); pass resample to have them moved"
+            f"{wanted.describe()}{told}; with `resample: true` in `label_options` they are moved onto it"
         )
 
 
