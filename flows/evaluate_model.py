@@ -30,8 +30,10 @@ EVALUATED = "maskbridge.evaluated"
 )
 def evaluate_task(model: str, data: RunConfig, out: str) -> dict[str, Any]:
     from pipelines.tracked import evaluate_tracked
+    from pipelines.volumes.discretion import nameless_errors
 
-    return evaluate_tracked(model, data, out, on_run=lambda run: show_run(run, "evaluate", data.name))
+    with nameless_errors(data):
+        return evaluate_tracked(model, data, out, on_run=lambda run: show_run(run, "evaluate", data.name))
 
 
 @flow(name="evaluate-model", flow_run_name="evaluate-{model}", on_cancellation=[sweep_after], on_crashed=[sweep_after])

@@ -26,6 +26,7 @@ def train_task(config: RunConfig, out: str, resume: bool) -> str:
 
     from pipelines.checkpoints import NAME
     from pipelines.tracked import train_tracked
+    from pipelines.volumes.discretion import nameless_errors
 
     begun = (Path(out) / "checkpoints" / NAME).exists()
     again = is_repeated() or (runtime.task_run.run_count or 0) > 1
@@ -35,7 +36,8 @@ def train_task(config: RunConfig, out: str, resume: bool) -> str:
         if total:
             bar.seldom(done, total)
 
-    outcome = train_tracked(config, out, resume=resume or (again and begun), on_progress=on_progress)
+    with nameless_errors(config):
+        outcome = train_tracked(config, out, resume=resume or (again and begun), on_progress=on_progress)
     show_table("train", config.name, numbers(outcome.metrics))
     if outcome.run_id:
         show_run(outcome.run_id, "train", config.name)

@@ -9,8 +9,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from adapters.errors import InputError
 from pipelines.volumes.source import VolumePath, stem_of
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
 
 _MOST = 20_000  # names of a folder that are looked for
 # Names of folders that name nobody, and words of our own messages: a folder called CT shall not blank every CT.
@@ -48,6 +53,24 @@ def _names(place: Path) -> Iterator[str]:
     names |= set(place.absolute().parent.parts[-2:])
     telling = (n for n in names if len(n) > 2 and re.search(r"[^\W\d_]", n) and n.casefold() not in _PLAIN)
     yield from sorted(telling, key=len, reverse=True)
+
+
+def without_paths(text: str) -> str:
+    """The text with `***` for every path, up to the colon, comma or bracket that ends it: names may hold blanks."""
+    return re.sub(r"[^\s:;,()'\"]*/[^:;,()'\"]*", "***", text)
+
+
+@contextmanager
+def nameless_errors(config: RunConfig) -> Iterator[None]:
+    """Where the config is one of volumes, what InputError says names no file: a scheduler keeps it and shows it."""
+    try:
+        yield
+    except InputError as error:
+        from pipelines.labelled import load_adapter
+
+        if load_adapter(config).volume is None:
+            raise
+        raise InputError(f"{without_paths(str(error))} (maskbridge on the command line names the file)") from None
 
 
 @contextmanager

@@ -10,8 +10,11 @@ from prefect.client.orchestration import get_client
 
 from flows.runtime import final_task_runs
 from flows.segment_studies import segment_studies, studies_of
+from flows.train_model import train_model
+from pipelines.config import RunConfig
 from pipelines.volumes.options import VolumeOptions
 from tests.pipelines.volumes.make_dicom import CANARY, stack
+from tests.pipelines.volumes.test_dicom_training import clinic, config_of, holds_no_secret
 from tests.pipelines.volumes.test_studies import scan, volume_bundle
 
 OPTIONS = VolumeOptions(device="cpu", precision="fp32", score=0.05)
@@ -50,3 +53,20 @@ def test_a_night_of_studies(bundle: Path, tmp_path: Path) -> None:
 def test_a_list_names_the_studies(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# tonight\na.nii.gz\n\nb\n")
     assert studies_of(str(tmp_path / "list.txt")) == [str(tmp_path / "a.nii.gz"), str(tmp_path / "b")]
+
+
+def test_a_training_that_fails_names_no_file(tmp_path: Path) -> None:
+    """A label file that cannot be read: what Prefect keeps of the run does not say whose it is."""
+    folder = clinic(tmp_path / "night")
+    for labels in folder.glob("*/labels.dcm"):
+        labels.write_bytes(labels.read_bytes()[:600])
+    config = RunConfig.model_validate(config_of(folder))
+    state = train_model(config, str(tmp_path / "out"), return_state=True)
+    assert state.is_failed()
+    with get_client(sync_client=True) as client:
+        flow_run = state.state_details.flow_run_id
+        kept = [client.read_flow_run(flow_run).model_dump(mode="json")]
+        kept += [run.model_dump(mode="json") for run in final_task_runs(flow_run, 1)]
+    text = json.dumps(kept, default=str)
+    assert "***" in text and "names the file" in text
+    holds_no_secret(text)

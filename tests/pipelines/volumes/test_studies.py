@@ -19,7 +19,7 @@ import pytest
 from adapters.classes import Class, ClassSet
 from adapters.medical import ct
 from pipelines import cli
-from pipelines.volumes.discretion import discreet
+from pipelines.volumes.discretion import discreet, without_paths
 from pipelines.volumes.prediction import VolumeModel, VolumeOptions, VolumePredictor
 from pipelines.volumes.studies import predict_studies, studies_in
 from tests.models import TINY, Oracle, tiny_bundle
@@ -320,6 +320,14 @@ def test_reasons_and_notes_hold_no_names(tmp_path: Path, monkeypatch: pytest.Mon
     assert discreet("no series 1.2.3", {"t1": study / "Tweety_t1.nii"}, 1) == "no series 1.2.3"
     monkeypatch.chdir(study.parent)
     assert "Tweety" not in discreet("Canarybird Tweety/scan: gone", "Canarybird Tweety/scan", 2)
+
+
+def test_a_schedulers_errors_name_no_file() -> None:
+    said = without_paths(
+        "/data/Doe, Jane/scan of Tweety.nii.gz: on another grid: 2x3 voxels against x; see a/Tweety b.dcm"
+    )
+    assert "Tweety" not in said and "Jane" not in said and "on another grid: 2x3 voxels against x" in said
+    assert without_paths("split: leaves nothing; there are 4 patients") == "split: leaves nothing; there are 4 patients"
 
 
 def test_the_studies_of_a_folder(tmp_path: Path) -> None:
