@@ -31,6 +31,7 @@ from pipelines.predictor import Predictor
 from pipelines.reading import Losses, kept_open
 from pipelines.scene import ScenePlan, check_unchanged, open_bundle, open_scene, plan_scene
 from pipelines.scene_report import write_scene_report
+from pipelines.shard_file import PACKED
 from pipelines.shards import is_finished, predict_tiles, read_losses, read_shards, shard_seconds
 from pipelines.sinks.attribute_table import write_attribute_table
 from pipelines.sinks.confidence import ConfidenceSink
@@ -117,9 +118,12 @@ def check_room(plan: ScenePlan, out: str | Path) -> None:
 
 
 def disk_bytes(plan: ScenePlan, tiles: int, classes: int) -> int:
-    """What a run writes: class probabilities (float16) of so many tiles, and the scene's rasters."""
+    """What a run writes: class probabilities (packed float16) of so many tiles, and the scene's rasters.
+
+    Tiles that turn out to be wholly without data need nothing; which they are is not known yet.
+    """
     side = plan.options.tile or 0
-    return tiles * side * side * classes * 2 + 2 * plan.shape[0] * plan.shape[1]
+    return int(tiles * side * side * classes * 2 * PACKED) + 2 * plan.shape[0] * plan.shape[1]
 
 
 def written_by_the_run(plan: ScenePlan, out: str | Path) -> Path | None:
@@ -260,10 +264,8 @@ def forecast(plan: ScenePlan, out: str | Path) -> Forecast:
         tiles=len(tiles),
         shards=len(plan.shards),
         finished_shards=done,
-        # What the process holds now, the open rows of the blender, and one shard being written.
-        memory_bytes=psutil.Process().memory_info().rss
-        + 2 * side * width * (classes + 1) * 4
-        + max(len(s) for s in plan.shards) * side * side * classes * 2,
+        # What the process holds now, and the open rows of the blender; of a shard no more than a few tiles.
+        memory_bytes=psutil.Process().memory_info().rss + 2 * side * width * (classes + 1) * 4,
         disk_bytes=disk_bytes(plan, len(tiles), classes),
         seconds=left * seconds,
     )

@@ -1,8 +1,8 @@
 """A shard: the predictions of a few rows of tiles, computed as one piece of work and kept as one file.
 
-`shard-0003.npz` holds every tile's objects, probabilities and valid pixels, without pickles; `shard-0003.json` beside
-it holds the plan's key, the file's hash, the seconds it took and what of the scene could not be read, and is written
-last: a shard is finished when key and hash agree.
+`shard-0003.npz` holds every tile's objects, probabilities and valid pixels (`pipelines.shard_file`); `shard-0003.json`
+beside it holds the format, the plan's key, the file's hash, the seconds it took and what of the scene could not be
+read, and is written last: a shard is finished when format, key and hash agree.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from maskformer.masks import MaskSet
 from pipelines.bundle import load_bundle
 from pipelines.config import PredictOptions
 from pipelines.grid import Tile
 from pipelines.predictor import Predictor, TileResult, batched
 from pipelines.reading import Losses, Waiting, read_ahead, scene_reader
 from pipelines.scene import ScenePlan
+from pipelines.shard_file import FORMAT, nothing, read_tiles, write_tiles
 from pipelines.sinks.folder import atomic_write, sha256
 from pipelines.work_folder import alone_with
 
@@ -59,14 +59,20 @@ def _compute(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], N
     every = plan.grid.tiles
     tiles = [every[index] for index in plan.shards[number]]
     with scene_reader(plan, predictor.adapter) as source:
-        results, waiting = [], Waiting()
-        for _, result in predict_tiles(source, tiles, predictor, waiting):
-            results.append(result)
-            if tile_done:
-                tile_done()
-        lost = source.lost_in(tiles)
-    spent = {"seconds": time.perf_counter() - started, "waited": waiting.seconds}
-    _write(plan, number, work, results, lost, spent)
+        waiting = Waiting()
+
+        def results() -> Iterator[TileResult]:
+            for _, result in predict_tiles(source, tiles, predictor, waiting):
+                yield result
+                if tile_done:
+                    tile_done()
+
+        def record() -> dict[str, Any]:
+            rows = [[*window, reason] for window, reason in sorted(source.lost_in(tiles).items())]
+            seconds = round(time.perf_counter() - started, 3)
+            return {"seconds": seconds, "waited": round(waiting.seconds, 3), "lost": rows}
+
+        _write(plan, number, work, results(), len(predictor.adapter.classes), record)
 
 
 def predict_tiles(
@@ -87,15 +93,20 @@ def is_finished(plan: ScenePlan, number: int, work: Path) -> bool:
     if not (data.exists() and marker.exists()):
         return False
     record = json.loads(marker.read_text())
-    return bool(record["key"] == plan.key and record["sha256"] == sha256(data))
+    if record["key"] != plan.key:
+        return False
+    if record.get("format") != FORMAT:
+        log.warning("%s: written by another version of maskbridge, and computed anew", data)
+        return False
+    return bool(record["sha256"] == sha256(data))
 
 
 def read_shards(plan: ScenePlan, work: Path) -> Iterator[tuple[Tile, TileResult]]:
-    """All tiles of the scene in row-major order."""
-    tiles = plan.grid.tiles
+    """All tiles of the scene in row-major order, one at a time."""
+    every = plan.grid.tiles
     for number, indices in enumerate(plan.shards):
-        with np.load(_paths(work, number)[0], allow_pickle=False) as stored:
-            yield from zip((tiles[i] for i in indices), _unpack(stored), strict=True)
+        tiles = [every[index] for index in indices]
+        yield from zip(tiles, read_tiles(_paths(work, number)[0], (tile.shape for tile in tiles)), strict=True)
 
 
 def read_losses(plan: ScenePlan, work: Path) -> Losses:
@@ -119,11 +130,7 @@ def _predict(arrays: list[tuple[np.ndarray, np.ndarray]], predictor: Predictor) 
     seen = [pair for pair in arrays if pair[1].any()]
     results = iter(predictor(seen) if seen else [])
     classes = len(predictor.adapter.classes)
-    return [next(results) if valid.any() else _nothing(valid.shape, classes) for _, valid in arrays]
-
-
-def _nothing(shape: tuple[int, ...], classes: int) -> TileResult:
-    return TileResult(MaskSet.empty(shape), np.zeros((classes, *shape), np.float16), np.zeros(shape, bool))
+    return [next(results) if valid.any() else nothing(valid.shape, classes) for _, valid in arrays]
 
 
 def warm_predictor(plan: ScenePlan) -> Predictor:
@@ -145,45 +152,20 @@ def _predictor(model: str, digest: str, options: str) -> Predictor:
 
 
 def _write(
-    plan: ScenePlan, number: int, work: Path, results: list[TileResult], lost: Losses, spent: dict[str, float]
+    plan: ScenePlan,
+    number: int,
+    work: Path,
+    results: Iterator[TileResult],
+    classes: int,
+    record: Callable[[], dict[str, Any]],
 ) -> None:
+    """Write `results` while they are computed, and then what `record` says of them."""
     data, marker = _paths(work, number)
-    objects = [result.objects for result in results]
-    with atomic_write(data) as temporary, Path(temporary).open("wb") as file:
-        np.savez(
-            file,
-            counts=np.array([len(o) for o in objects], np.int64),
-            sizes=np.concatenate([np.diff(o.offsets) for o in objects]).astype(np.int64),
-            runs=np.concatenate([o.runs for o in objects]),
-            labels=np.concatenate([o.labels for o in objects]),
-            scores=np.concatenate([o.scores for o in objects]),
-            probabilities=np.stack([result.probabilities for result in results]),
-            valid=np.packbits(np.stack([result.valid for result in results]), axis=-1),
-        )
-    rows = [[*window, reason] for window, reason in sorted(lost.items())]
+    with atomic_write(data) as temporary:
+        write_tiles(temporary, results, classes)
+    known = {"format": FORMAT, "key": plan.key, "sha256": sha256(data), **record()}
     with atomic_write(marker) as temporary:
-        clocks = {name: round(value, 3) for name, value in spent.items()}
-        Path(temporary).write_text(json.dumps({"key": plan.key, "sha256": sha256(data), **clocks, "lost": rows}))
-
-
-def _unpack(stored: Any) -> Iterator[TileResult]:
-    counts, sizes = stored["counts"], stored["sizes"]
-    runs, labels, scores, probabilities = (stored[n] for n in ("runs", "labels", "scores", "probabilities"))
-    valid = np.unpackbits(stored["valid"], axis=-1, count=probabilities.shape[-1]).astype(bool)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    first = 0
-    for number, count in enumerate(counts):
-        last = first + int(count)
-        part = offsets[first : last + 1]
-        objects = MaskSet(
-            probabilities.shape[2:],
-            runs[part[0] : part[-1]],
-            part - part[0],
-            labels[first:last],
-            scores[first:last],
-        )
-        yield TileResult(objects, probabilities[number], valid[number])
-        first = last
+        temporary.write_text(json.dumps(known))
 
 
 def _paths(work: Path, number: int) -> tuple[Path, Path]:
