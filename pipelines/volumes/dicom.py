@@ -57,8 +57,9 @@ def open_series(
     The array is (slice, row, column), slices rising along their normal. InputError for an uneven or tilted stack
     (unless allowed: then linearly resampled), for missing pixel data and for pixels that cannot be decoded.
     """
-    if series.problems and (not allow_uneven or any("share a place" in p for p in series.problems)):
-        hint = "" if allow_uneven else "; --allow-uneven has them resampled onto an even grid"
+    hopeless = any("share a place" in p for p in series.problems)
+    if series.problems and (not allow_uneven or hopeless):
+        hint = "" if hopeless else "; --allow-uneven has them resampled onto an even grid"
         raise InputError(f"{where}: series {series.uid}: {'; '.join(series.problems)}{hint}")
     datasets = _headers(series, where)
     decoder = _Decoder.of(series, datasets, where)
