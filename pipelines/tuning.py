@@ -4,6 +4,8 @@
 `score`: objects below are left out; the value with the best object F1 at IoU 0.5, or where things are counted the one
 that finds and counts them best.
 `regions`: the same for a per-pixel network, whose objects are the regions where a class reaches it.
+The limit is tried as `predict` applies it: in each tile before stitching, and to the whole objects after. (A panoptic
+task's limit also decides who competes for a pixel; there only the second cut is tried.)
 The same choice is made for the mask model and for the per-pixel baseline, or the comparison would not be fair.
 """
 
@@ -16,10 +18,14 @@ import numpy as np
 
 from adapters.base import Annotation, DomainAdapter
 from maskformer.masks import MaskSet
-from pipelines.assembly import DEFAULT_SEMANTIC, Window, class_map, limit, predict_in_memory, regions
+from pipelines.assembly import DEFAULT_SEMANTIC, Band, Window, class_map, limit, predict_in_memory, regions
+from pipelines.blending import Blender
 from pipelines.counting_metrics import count_quality
+from pipelines.grid import Grid, Tile
 from pipelines.metrics import box_f1, f1
 from pipelines.predictor import DEFAULT_SCORE, Predictor
+from pipelines.shards import predict_tiles
+from pipelines.stitching import stitch
 
 LOWEST_SCORE = 0.05  # candidates below are noise and would only cost time
 BINS = 100
@@ -75,7 +81,7 @@ def tune(
     predictor = make_predictor(LOWEST_SCORE)
     per_pixel = predictor.options.task == "semantic"
     measure = count_quality if adapter.points is not None else box_f1 if box_labels else f1
-    pairs = []
+    truths = []
     by_threshold: list[list[float]] = [[] for _ in SCORES]
     for source, annotation in places:
         truth, counted = truth_map(annotation)
@@ -88,27 +94,54 @@ def tune(
             if per_pixel:
                 k.append(probabilities.astype(np.float16))
 
-        scene, _ = predict_in_memory(source, predictor, {}, on_band, on_tile)
-        pairs.append((scene.objects, annotation.objects))
+        truths.append(annotation.objects)
         if per_pixel:
+            predict_in_memory(source, predictor, {}, on_band, on_tile)
             _, valid = source.read(tuple(slice(0, n) for n in source.shape))
             for scores, threshold in zip(by_threshold, SCORES, strict=True):
                 ids = class_map(np.concatenate(kept, axis=1), valid, adapter, threshold)
                 found = limit(regions(ids, len(adapter.classes)), predictor.options)
                 scores.append(measure(found, annotation.objects))
+        else:
+            parts = predict_parts(source, predictor, on_band, on_tile)
+            for scores, threshold in zip(by_threshold, SCORES, strict=True):
+                scores.append(measure(limited(source.shape, parts, predictor, float(threshold)), annotation.objects))
     chosen["semantic"] = curve.best()
-    if not any(len(truth) for _, truth in pairs):
-        return chosen
-    if per_pixel:
-        chosen["regions"] = middle_of_best([float(np.mean(scores)) for scores in by_threshold])
-    else:
-        chosen["score"] = best_score(pairs, measure)
+    if any(map(len, truths)):
+        best = middle_of_best([float(np.mean(scores)) for scores in by_threshold])
+        chosen["regions" if per_pixel else "score"] = best
     return chosen
 
 
-def best_score(pairs: Sequence[tuple[MaskSet, MaskSet]], measure: Callable[[MaskSet, MaskSet], float]) -> float:
-    """The score limit with the highest mean `measure(prediction, truth)`; the middle of a plateau."""
-    return middle_of_best([float(np.mean([measure(p[p.scores >= limit], t) for p, t in pairs])) for limit in SCORES])
+def predict_parts(
+    source: Any, predictor: Predictor, on_band: Band, on_tile: Callable[[int, int], None] | None = None
+) -> list[tuple[Tile, MaskSet]]:
+    """The objects of every tile of `source`, not stitched; the blended probabilities go to `on_band`."""
+    grid, parts = _grid(source.shape, predictor), []
+    blender = Blender(grid, len(predictor.adapter.classes))
+    for tile, result in predict_tiles(source, grid.tiles, predictor):
+        parts.append((tile, result.objects))
+        for band in blender.add(tile, result.probabilities.astype(np.float32), result.valid):
+            on_band(*band)
+        if on_tile:
+            on_tile(len(parts), len(grid))
+    return parts
+
+
+def limited(
+    shape: tuple[int, int], parts: Sequence[tuple[Tile, MaskSet]], predictor: Predictor, score: float
+) -> MaskSet:
+    """What `predict --score` finds in a scene (H, W) of which `parts` holds all that reaches a lower score."""
+    score = round(score, 2)  # as it is kept
+    options = predictor.options.model_copy(update={"score": score})
+    tiles = parts if options.task == "panoptic" else [(tile, found[found.scores >= score]) for tile, found in parts]
+    return limit(predictor.adapter.outputs(stitch(_grid(shape, predictor), tiles)), options).canonical()
+
+
+def _grid(shape: tuple[int, int], predictor: Predictor) -> Grid:
+    options = predictor.options
+    assert options.tile is not None and options.overlap is not None, "settled options"
+    return Grid(shape, options.tile, options.overlap)
 
 
 def middle_of_best(means: list[float]) -> float:
