@@ -28,6 +28,7 @@ from pipelines.config import PredictOptions, WriteOptions
 from pipelines.executors import ExecutorOptions, run_shards
 from pipelines.manifest import Stopwatch, write_manifest
 from pipelines.predictor import Predictor
+from pipelines.raster_cache import bounded_cache
 from pipelines.reading import Losses, kept_open
 from pipelines.scene import ScenePlan, check_unchanged, open_bundle, open_scene, plan_scene
 from pipelines.scene_report import write_scene_report
@@ -144,6 +145,7 @@ def finish_scene(
     watch.speed |= speed(plan, work)
     bundle = open_bundle(plan)
     with (
+        bounded_cache(),
         OutputFolder(out, plan.stem, overwrite=overwrite) as folder,
         open_scene(plan, bundle.adapter) as opened,
     ):

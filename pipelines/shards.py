@@ -22,6 +22,7 @@ from pipelines.bundle import load_bundle
 from pipelines.config import PredictOptions
 from pipelines.grid import Tile
 from pipelines.predictor import Predictor, TileResult, batched
+from pipelines.raster_cache import bounded_cache
 from pipelines.reading import Losses, Waiting, read_ahead, scene_reader
 from pipelines.scene import ScenePlan
 from pipelines.shard_file import FORMAT, nothing, read_tiles, write_tiles
@@ -58,7 +59,7 @@ def _compute(plan: ScenePlan, number: int, work: Path, tile_done: Callable[[], N
     started = time.perf_counter()
     every = plan.grid.tiles
     tiles = [every[index] for index in plan.shards[number]]
-    with scene_reader(plan, predictor.adapter) as source:
+    with bounded_cache(), scene_reader(plan, predictor.adapter) as source:
         waiting = Waiting()
 
         def results() -> Iterator[TileResult]:
