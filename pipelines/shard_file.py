@@ -5,7 +5,7 @@ Of tile n it holds `n.runs`, `n.sizes`, `n.labels`, `n.scores` (its objects), `n
 pixel has no entry at all. `classes` is the number of classes.
 
 On probabilities of three trained models this leaves 54 to 72 % of the bytes at 2 to 3 s a GB; without the bytes parted
-71 to 89 %, and deflate needs 11 to 16 s a GB for as much (benchmarks/README.md, "Scene memory").
+72 to 89 %, and deflate needs 11 to 16 s a GB for as much (benchmarks/README.md, "Scene memory").
 """
 
 from __future__ import annotations
