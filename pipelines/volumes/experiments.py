@@ -2,7 +2,7 @@
 
 With `split.folds` every patient is held out once: a training a fold, in `out/fold-0/`, `out/fold-1/`, ..., and
 `out/metrics.json` has the scores of all patients. `out/bundle/` is then the first fold's model; `maskbridge predict`
-averages it with the others (`--folds`).
+averages it with the others (`--fold`).
 """
 
 from __future__ import annotations
@@ -75,8 +75,11 @@ def train_volumes(config: RunConfig, out: Path, resume: bool, watch: Watch) -> O
     """Train the config's model and its baseline, on one split or on every fold; see the module."""
     cases = gather_cases(config)
     check_folds(cases, config.split)
-    if resume and not any(out.glob(f"**/{CHECKPOINT}")):
+    begun = any(out.glob(f"**/{CHECKPOINT}"))
+    if resume and not begun:
         raise InputError(f"{out}: nothing to resume; no checkpoint of an earlier run is there")
+    if begun and not resume:  # now, not after all cases are read
+        raise InputError(f"{out}: a run is here already; resume it (--resume), or choose another folder")
     folds, fold = config.split.folds, config.split.fold
     with CaseStore(load_adapter(config), config.train.cache_mb) as store:
         run = _Run(config, cases, store, resume, watch)
@@ -139,7 +142,7 @@ def _train_fold(fold: _Fold) -> Outcome:
 def _train_one(fold: _Fold, wanted: ModelOptions, options: TrainOptions, where: str) -> Trained:
     config, store, watch = fold.run.config, fold.run.store, fold.run.watch
     adapter = store.adapter
-    model_config, model = build(wanted, adapter)
+    model_config, model = build(wanted, adapter, options.seed)
     criterion = build_criterion(model_config)
     cases = store.prepare(fold.split.train, _counted(watch, "read cases"))
     dataset = SliceDataset(cases, adapter, options.crop, options.augment, options.seed)
