@@ -14,7 +14,7 @@ from benchmarks.record import ROOT, config_hash, write_result
 from pipelines.config import load_config
 from pipelines.experiments import train
 
-CONFIGS = ("aerial-buildings", "buildings", "clouds", "landsat", "roads")
+CONFIGS = ("buildings", "roads", "satellite/aerial-buildings", "satellite/clouds", "satellite/landsat")
 MINUTES = 5.0  # the most a network trains here; the configs may ask for more
 SCORES = ("miou", "iou", "foreground_iou", "f1_50", "f1_75", "pq", "ap50", "boundary_iou", "count_mae")
 

@@ -2,17 +2,13 @@
 
 Every tile misses 5 % of its objects. The oracle unites the same fragments by their true identity, so its loss is that
 of pixels no tile saw; what the stitcher loses beyond it is lost by links.
-
-Run as `python -m benchmarks.stitching_misses`.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 
+from benchmarks.record import write_result
 from maskformer.masks import MaskSet
 from pipelines.grid import Grid
 from pipelines.stitching import stitch
@@ -21,7 +17,6 @@ from tests.scenes import FAMILIES
 
 MISS, DRAWS = 0.05, 20
 SETTINGS = ((800, 200, 40), (800, 200, 20), (1200, 200, 40), (800, 128, 32))  # scene, tile, overlap, pixels
-RESULT = Path(__file__).parent / "results" / "stitching_misses.json"
 
 
 def measure(size: int, tile: int, overlap: int) -> dict[str, float]:
@@ -48,7 +43,10 @@ def measure(size: int, tile: int, overlap: int) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     rows = [measure(*setting) for setting in SETTINGS]
-    RESULT.write_text(json.dumps({"miss": MISS, "draws": DRAWS, "rows": rows}, indent=2) + "\n")
-    print(json.dumps(rows, indent=2))
+    print(write_result("stitching_misses", None, {"miss": MISS, "draws": DRAWS, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
