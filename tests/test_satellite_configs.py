@@ -1,4 +1,4 @@
-"""The satellite configs whose data are not samples: valid without the data; with them, every class is learned and scored."""
+"""The satellite configs whose data are not samples: valid without the data; with them, every class is learned."""
 
 from pathlib import Path
 
