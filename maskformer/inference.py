@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskformer import dense_inference
+from maskformer.class_maps import class_map
 from maskformer.instances import draw
 from maskformer.masks import MaskSet
 from maskformer.panoptic import Queries, Rule, merge
 from maskformer.prediction import STRIDE, DensePrediction, Prediction
 
 Size = tuple[int, int]
-CHUNK_PIXELS = 16 * 1024 * 1024  # of one upsampled chunk: 64 MiB in float32
 
 
 @torch.no_grad()
@@ -52,16 +52,8 @@ def semantic(
         )
     maps = []
     for classes, masks, real in _pictures(prediction, valid):
-        weights = classes[:, :-1]  # (Q, K)
-        total = weights.new_zeros(weights.shape[1], *real)
-        for chunk, upsampled in _upsample(masks, real, real):
-            m = upsampled.sigmoid_()
-            if combine == "sum":
-                total += torch.einsum("qk,qhw->khw", weights[chunk], m)
-            else:  # sums of logarithms: log1p(-p·m) is 0 where a query says nothing
-                for k in range(weights.shape[1]):
-                    total[k] += torch.log1p((-weights[chunk, k, None, None] * m).clamp(min=-1 + 1e-6)).sum(0)
-        probability = total / total.sum(0).clamp(min=1) if combine == "sum" else -torch.expm1(total)
+        evidence = class_map(classes[:, :-1], masks, real, combine)
+        probability = evidence / evidence.sum(0).clamp(min=1) if combine == "sum" else evidence
         maps.append(_resize(probability[None], size))
     return torch.cat(maps).clamp_(0, 1)
 
@@ -192,17 +184,6 @@ def _valid(prediction: Prediction | DensePrediction, valid: Size | Sequence[Size
     if len(each) != len(maps):
         raise ValueError(f"valid: {len(each)} sizes for {len(maps)} pictures")
     return each
-
-
-def _upsample(masks: Tensor, real: Size, size: Size) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of mask logits (Q, h, w) at the padded input's size, cropped to `real`, resized to `size`; float32."""
-    height, width = masks.shape[-2] * STRIDE, masks.shape[-1] * STRIDE
-    at_once = max(1, CHUNK_PIXELS // max(height * width, size[0] * size[1]))
-    for start in range(0, len(masks), at_once):
-        chunk = slice(start, min(start + at_once, len(masks)))
-        x = masks[None, chunk].float()
-        x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
-        yield chunk, _resize(x[..., : real[0], : real[1]], size)[0]
 
 
 def _resize(x: Tensor, size: Size) -> Tensor:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskformer import inference, tiles
+from maskformer import class_maps, inference, tiles
 from maskformer.masks import MaskSet
 from maskformer.prediction import DensePrediction, Prediction
 
@@ -38,7 +38,8 @@ def full_size(prediction: Prediction, real, size) -> torch.Tensor:
 
 
 def test_semantic_is_the_published_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "CHUNK_PIXELS", 2 * 32 * 32)  # chunks of two queries
+    monkeypatch.setattr(class_maps, "BLOCK", 3)  # nine blocks, those at the end smaller
+    monkeypatch.setattr(class_maps, "LEFT_OUT", 0.0)
     prediction = random_prediction(0, batch=2)
     p, m = prediction.class_logits.softmax(-1)[..., :-1], full_size(prediction, (32, 32), (32, 32)).sigmoid()
     published = torch.einsum("bqk,bqhw->bkhw", p, m)
