@@ -2,7 +2,7 @@
 
 `evaluate_scene` counts, `combine` adds up and divides, so scenes are scored together as if they were one: AP pools the
 detections, panoptic quality and F1 sum the matches, IoU sums the pixels. What can be had without any network is in
-`trivial`, offered here under `trivial_baselines`.
+`pipelines.trivial`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,6 @@ from pipelines.metrics import (
     semantic_scores,
     without_ignored,
 )
-from pipelines.trivial import trivial_baselines
-
-__all__ = ["SceneScores", "combine", "evaluate_scene", "trivial_baselines"]
 
 DIGITS = 6  # of the numbers handed out: what the reference libraries are matched to
 

@@ -25,13 +25,14 @@ from pipelines.bundle import load_bundle, save_bundle
 from pipelines.checkpoints import NAME as CHECKPOINT
 from pipelines.config import ModelOptions, PredictOptions, RunConfig, TrainOptions
 from pipelines.datasets import CropDataset, Part, Sampling
-from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
+from pipelines.evaluation import combine, evaluate_scene
 from pipelines.labelled import LabelledData, load_adapter
 from pipelines.predictor import Predictor, default_task, settle
 from pipelines.sinks.folder import atomic_write
 from pipelines.splits import Place
 from pipelines.starting import build
 from pipelines.training import FitResult, fit
+from pipelines.trivial import most_common_class, trivial_baselines
 from pipelines.tuning import tune
 
 log = logging.getLogger(__name__)
@@ -244,11 +245,15 @@ def baseline_settings(config: RunConfig) -> tuple[ModelOptions, TrainOptions]:
 
 
 def _trivial(data: LabelledData) -> dict[str, Any]:
-    """The best that can be done without a network: constant answers and one tuned threshold."""
+    """The best that can be done without a network: constant answers and, where ground is bare, one tuned threshold."""
     split = data.split
     tuned_on = [data.view(place) for place in split.train]
     scored_on = [data.view(place) for place in split.test or everything(data)]
-    return trivial_baselines(tuned_on, scored_on)
+    adapter = data.adapter
+    answers = {} if adapter.covers else trivial_baselines(tuned_on, scored_on)
+    if len(adapter.classes) > 1:
+        answers["most_common_class"] = most_common_class(tuned_on, scored_on, adapter.classes, adapter.covers)
+    return answers
 
 
 def everything(data: LabelledData) -> list[Place]:

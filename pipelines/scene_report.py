@@ -33,6 +33,7 @@ TRIVIAL_NAMES = {
     "all_background": "trivial: nothing anywhere",
     "all_foreground": "trivial: everything",
     "threshold": "trivial: one tuned threshold",
+    "most_common_class": "trivial: the most common class",
 }
 
 

@@ -1,5 +1,7 @@
 """What a scene gives away without a network: the floor under every score.
 
+Where there are several classes: the most common one of the training part, everywhere.
+
 Three answers to "where is anything at all": nowhere, everywhere, and one threshold on one quantity per pixel, tuned on
 the training part and applied to the held-out part. The quantities, for any number of channels: every channel, their
 mean (brightness), every channel's share of the sum (greenness is the share of green: the excess green index 2g - r - b
@@ -18,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.base import Annotation
+from adapters.classes import ClassSet
+from pipelines.metrics import semantic_scores
 
 BAND_ROWS = 256  # rows read at once
 SAMPLE_PIXELS = 500_000  # of the training part, evenly spread; times 28 quantities of 8 bytes: 112 MB
@@ -71,6 +75,34 @@ def trivial_baselines(training: Sequence[Labelled], held_out: Sequence[Labelled]
     return rows
 
 
+def most_common_class(
+    training: Sequence[Labelled], held_out: Sequence[Labelled], classes: ClassSet, covers: bool
+) -> dict[str, Any]:
+    """`miou`, `iou`, `pixel_accuracy` of the training part's most common class everywhere; `rule` names it. JSON-ready.
+
+    Pixels are scored as `evaluate_scene` scores them; covers: those without a class are unlabelled. Empty where no
+    training pixel has a class.
+    """
+    known, asked = (_class_pixels(places, len(classes)) for places in (training, held_out))
+    if not known[1:].any():
+        return {}
+    chosen = 1 + int(known[1:].argmax())
+    table = np.zeros((len(known), len(known)), np.int64)
+    table[covers:, chosen] = asked[covers:]
+    scores = {key: semantic_scores(table)[key] for key in ("miou", "iou", "pixel_accuracy")}
+    finite = {key: None if math.isnan(score) else score for key, score in scores.items()}
+    return {**finite, "rule": f"{classes.names[chosen - 1]} everywhere"}
+
+
+def _class_pixels(places: Sequence[Labelled], count: int) -> NDArray[np.int64]:
+    """Scored pixels (count + 1,) of nothing and of every class."""
+    pixels = np.zeros(count + 1, np.int64)
+    for place in places:
+        for _, ids in _pixels(*place):
+            pixels += np.bincount(ids, minlength=count + 1)
+    return pixels
+
+
 def tune_threshold(training: Sequence[Labelled]) -> Rule | None:
     """The best rule for an evenly spread sample of the training places; None where that holds no foreground."""
     pixels = sum(math.prod(source.shape) for source, _ in training)
@@ -116,6 +148,12 @@ def _best_cut(name: str, values: Floats, truth: Bools) -> Rule:
 
 def _bands(source: Any, annotation: Annotation, step: int = 1) -> Iterator[tuple[dict[str, Floats], Bools]]:
     """Quantities and truth of every `step`-th scored pixel, a band of rows at a time."""
+    for image, ids in _pixels(source, annotation, step):
+        yield _quantities(image, source.channels), ids > 0
+
+
+def _pixels(source: Any, annotation: Annotation, step: int = 1) -> Iterator[tuple[NDArray, NDArray[np.int64]]]:
+    """Values (C, P) and class ids (P,), 0 for nothing, of every `step`-th scored pixel, a band of rows at a time."""
     height, width = source.shape
     for top in range(0, height, BAND_ROWS):
         window = (slice(top, min(top + BAND_ROWS, height)), slice(0, width))
@@ -123,8 +161,9 @@ def _bands(source: Any, annotation: Annotation, step: int = 1) -> Iterator[tuple
         scored = valid if annotation.ignore is None else valid & ~annotation.ignore[window]
         chosen = np.flatnonzero(scored)[::step]
         if len(chosen):
-            truth = annotation.objects.crop(window).to_label_map() > 0
-            yield _quantities(image.reshape(len(image), -1)[:, chosen], source.channels), truth.reshape(-1)[chosen]
+            objects = annotation.objects.crop(window)
+            ids = np.concatenate([[0], objects.labels + 1])[objects.to_label_map()]
+            yield image.reshape(len(image), -1)[:, chosen], ids.reshape(-1)[chosen]
 
 
 def _quantities(image: NDArray, names: Sequence[str]) -> dict[str, Floats]:

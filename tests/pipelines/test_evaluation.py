@@ -12,9 +12,10 @@ from adapters.classes import Class, ClassSet
 from maskformer.masks import MaskSet
 from pipelines.average_precision import average_precision
 from pipelines.boundaries import boundary_counts
-from pipelines.evaluation import combine, evaluate_scene, trivial_baselines
+from pipelines.evaluation import combine, evaluate_scene
 from pipelines.metrics import f1, panoptic_quality
 from pipelines.sources import open_source
+from pipelines.trivial import most_common_class, trivial_baselines
 
 CLASSES = ClassSet((Class("tree"), Class("house"), Class("lake", "stuff")))
 KEYS = {
@@ -246,6 +247,23 @@ def test_one_threshold_is_tuned_here_and_scored_there(make_geotiff: Any) -> None
     assert rows["threshold"]["foreground_iou"] > 0.95  # no band alone tells, a ratio does
     assert "/" in rows["threshold"]["rule"] or "share" in rows["threshold"]["rule"]
     json.dumps(rows, allow_nan=False)
+
+
+@pytest.mark.parametrize("covers", [False, True])
+def test_the_most_common_class_is_scored_as_a_map_of_it_would_be(make_geotiff: Any, covers: bool) -> None:
+    truths = [discs(15, seed, classes=3) for seed in (6, 7)]
+    hidden = np.zeros(SHAPE, bool)
+    hidden[:30, :20] = True
+    paths = [scene(make_geotiff, truth, f"{n}.tif", n) for n, truth in enumerate(truths)]
+    training, held_out = ([(open_source(p), Annotation(t, hidden))] for p, t in zip(paths, truths, strict=True))
+    answer = most_common_class(training, held_out, CLASSES, covers)
+    shares = np.bincount(class_map(truths[0])[~hidden], minlength=4)[1:]
+    chosen = int(shares.argmax())
+    assert answer.pop("rule") == f"{CLASSES.names[chosen]} everywhere"
+    everywhere = np.full(SHAPE, chosen + 1, np.uint8)
+    whole = evaluate_scene(MaskSet.empty(SHAPE), everywhere, Annotation(truths[1], hidden), CLASSES, covers=covers)
+    assert answer == pytest.approx({key: combine([whole])[key] for key in answer}, abs=1e-6)
+    assert most_common_class([], held_out, CLASSES, covers) == {}
 
 
 def test_one_channel_dark_objects(make_geotiff: Any) -> None:
