@@ -37,6 +37,7 @@ SWITCH = "MASKBRIDGE_TRACKING"
 KEY_FILE = "tracking.json"  # in a training's folder: whose run a resumed training continues
 KIND_TAG = "maskbridge.kind"  # train, evaluate, predict, count
 MODEL_TAGS = "model."
+TRANSFERRED = ("kept", "mapped", "fresh", "unused")  # tensors, see `pipelines.transfer`
 COUNTS = ("objects", "pictures", "ambiguous_links", "lost_pixels", "peak_rss_bytes", "shards")
 
 
@@ -91,6 +92,7 @@ def train_tracked(
         save_config(without_password(config), Path(out) / "config.yaml")
         bundle = load_bundle(outcome.bundle, check_shapes=False)
         _keep_data(run, bundle)
+        _keep_transfer(run, bundle)
         run.artifact(Path(out) / "metrics.json")
         run.artifact(outcome.bundle / CARD)
         registered = _registered(run, bundle, config, outcome.metrics)
@@ -295,6 +297,20 @@ def _keep_data(run: Run, bundle: Bundle) -> None:
         parts.setdefault(str(row.get("role")), {})[str(row.get("scene") or digest[:12])] = digest
     for role, digests in parts.items():
         run.data(digests, role)
+
+
+def _keep_transfer(run: Run, bundle: Bundle) -> None:
+    """Of a model that was carried over: the whole account as transfer.json, and what it came from as a tag."""
+    account = bundle.provenance.get("transfer")
+    if not account:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "transfer.json"
+        file.write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+        run.artifact(file)
+    run.tag("transfer.from", account["from"])
+    counts = {kind: account[kind] if kind == "kept" else len(account[kind]) for kind in TRANSFERRED}
+    run.metrics({"transfer": counts})
 
 
 def _registered(run: Run, bundle: Bundle, config: RunConfig, metrics: Mapping[str, Any]) -> str | None:

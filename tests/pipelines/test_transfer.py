@@ -167,9 +167,14 @@ def affine(norm: torch.nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
     return slope, norm.bias - slope * norm.running_mean
 
 
-def test_training_from_a_model_prints_and_stores_the_account(tmp_path: Path, make_geotiff, capsys) -> None:
+def test_training_from_a_model_prints_and_stores_the_account(
+    tmp_path: Path, make_geotiff, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipelines import cli
 
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MASKBRIDGE_SPOOL", str(tmp_path / "spool"))
     random = np.random.default_rng(0)
     source = tiny_bundle(tmp_path / "old", DomainAdapter("one", ChannelSet((Channel("grey", (1,)),)), HOUSES))
     for number in range(3):
@@ -197,6 +202,7 @@ def test_training_from_a_model_prints_and_stores_the_account(tmp_path: Path, mak
     assert "channel grey: kept" in said and "channel height: the mean of all channels" in said
     assert "class house: kept" in said and "class shed: fresh" in said
     held = load_bundle(tmp_path / "out" / "bundle").provenance["transfer"]
+    assert_mlflow_has(uri, held, tmp_path)
     assert held["classes"]["(tree)"] == "unused" and held["kept"] > 100 and str(tmp_path) not in json.dumps(held)
     old, new = load_bundle(source).build().backbone, load_bundle(tmp_path / "out" / "bundle").build().backbone
     norms = {name for name, module in old.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
@@ -207,3 +213,20 @@ def test_training_from_a_model_prints_and_stores_the_account(tmp_path: Path, mak
     before, after = old.state_dict(), new.state_dict()
     others = [name for name in before if name.rsplit(".", 1)[0] not in norms and "conv_stem" not in name]
     assert norms and others and all(torch.equal(before[name], after[name]) for name in others)
+
+
+def assert_mlflow_has(uri: str, account: dict, tmp_path: Path) -> None:
+    """The training's run holds the whole account as a file, its counts, and what it came from."""
+    from pipelines.tracking_store import connect
+
+    client = connect(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("maskbridge").experiment_id])
+    got = tmp_path / "got"
+    got.mkdir()
+    stored = json.loads(Path(client.download_artifacts(run.info.run_id, "transfer.json", str(got))).read_text())
+    assert stored == account and {"kept", "mapped", "fresh", "unused", "channels", "classes"} <= set(stored)
+    counts = {kind: stored[kind] if kind == "kept" else len(stored[kind]) for kind in ("kept", "mapped", "fresh")}
+    assert {kind: run.data.metrics[f"transfer.{kind}"] for kind in counts} == counts
+    assert run.data.metrics["transfer.unused"] == len(stored["unused"])
+    assert run.data.tags["transfer.from"] == account["from"]
+    assert stored["mapped"] and stored["kept"] > 100
