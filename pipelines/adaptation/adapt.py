@@ -142,7 +142,7 @@ def _steps(request: Request) -> list[tuple[str, Strategy]]:
 
 def _inherited(bundle: Bundle) -> dict[str, Any]:
     """Of the source's provenance what is still true: its name, task and memory, and where it has learned."""
-    kept = ("name", "task", "places", "cases", "reference")
+    kept = ("name", "task", "places", "cases", "patient_salt", "reference")
     return {key: bundle.provenance[key] for key in kept if key in bundle.provenance}
 
 

@@ -32,6 +32,7 @@ from pipelines.volumes.cases import ROLES, CaseSplit, LabelledCase, check_folds,
 from pipelines.volumes.dataset import SliceDataset, SliceSampling
 from pipelines.volumes.evaluation import CaseScores, hashed, score_case, summary
 from pipelines.volumes.options import VolumeOptions, slices_at_once
+from pipelines.volumes.patients import LearnedFrom, case_rows
 from pipelines.volumes.prediction import VolumeModel, VolumePredictor
 from pipelines.volumes.prepared import CaseStore, labels_of, open_case
 from pipelines.volumes.tuning import tune_volumes
@@ -104,12 +105,15 @@ def evaluate_volumes(bundle: Bundle, config: RunConfig, out: Path, watch: Watch)
     held = split_cases(cases, config.split, fold).test if asked else ()
     scored = held or tuple(cases)
     scores = _score(_loaded(bundle), scored, config, _task_of(bundle, config), watch, "score")
-    learned = {row["sha256"] for row in bundle.provenance.get("cases", []) if row["role"] != "test"}
-    known = sum(row["case"] in {sha256[:12] for sha256 in learned} for row in scores["per_case"])
+    learned = LearnedFrom(bundle.provenance)
+    known = sum(
+        learned.knows(row["case"], one.case.patient) for row, one in zip(scores["per_case"], scored, strict=True)
+    )
     scores["scored_on"] = "held-out patients" if held else "every case"
     scores["trained_on"] = known
     if known:
-        log.warning("%d of %d scored cases were learned from: their scores say little", known, len(scored))
+        told = "%d of %d scored cases, or others of the same patients, were learned from: their scores say little"
+        log.warning(told, known, len(scored))
     beside = Path(bundle.folder).parent / "baseline"
     scores["baseline"] = {}
     if (beside / "bundle.json").exists():
@@ -239,8 +243,7 @@ def _save(
         "history": trained.fitted.history,
         "reference": trained.reference,
         "baseline_history": beside.fitted.history if beside else [],
-        # which bytes were learned from, tuned on, held out; never whose they are
-        "cases": [{"role": role, "sha256": fold.run.store.digest(one)} for role, one in roles],
+        **case_rows([(role, fold.run.store.digest(one), one.case.patient) for role, one in roles]),
     }
     return save_bundle(
         folder,

@@ -16,6 +16,7 @@ from pipelines.promotion.frozen import SHOWN, check_domains, combined, digest_of
 from pipelines.volumes.cases import LabelledCase, gather_cases, split_cases
 from pipelines.volumes.evaluation import hashed
 from pipelines.volumes.labels import VolumeLabels
+from pipelines.volumes.patients import LearnedFrom
 from pipelines.volumes.prepared import labels_of, open_case
 from pipelines.volumes.source import VolumeSource
 
@@ -74,10 +75,12 @@ class FrozenStudies:
         return combined(self.contents, domain)
 
     def learned(self, provenance: Mapping[str, Any]) -> str:
-        """In words, how many of the cases the model with this provenance has learned from; empty: none."""
-        known = {row["sha256"] for row in provenance.get("cases", []) if row["role"] != "test"}
-        count = sum(part.sha256 in known for part in self.parts)
-        return f"{count} of the {len(self.parts)} cases" if count else ""
+        """In words, the cases whose image or patient the model with this provenance has learned from; empty: none."""
+        known = LearnedFrom(provenance)
+        found = [part.name for part in self.parts if known.knows(part.sha256, part.case.case.patient)]
+        if not found:
+            return ""
+        return f"{len(found)} of the {len(self.parts)} cases or on other images of their patients ({', '.join(found)})"
 
     def _read(self, domain: str, one: LabelledCase) -> None:
         with open_case(one, self.adapter) as source:

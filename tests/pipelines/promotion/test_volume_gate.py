@@ -27,6 +27,7 @@ from pipelines.tracking_store import connect
 from pipelines.volumes.experiments import evaluate_volumes
 from pipelines.volumes.linking import LinkRules
 from pipelines.volumes.options import VolumeOptions
+from pipelines.volumes.patients import case_rows
 from tests.pipelines.promotion import colours, studies
 
 
@@ -113,6 +114,22 @@ def test_a_candidate_that_learned_a_case_is_refused(gate: VolumeGate, champion: 
     cases = [{"role": "train", "sha256": known[0]}, {"role": "test", "sha256": known[1]}]
     report = gate.judge(make(provenance={"cases": cases}), champion)
     assert report.refused_by == ("data",) and "on 1 of the 8 cases" in says(report, "data")
+
+
+def test_a_candidate_that_learned_another_scan_of_a_patient_is_refused(
+    gate: VolumeGate, champion: Bundle, make
+) -> None:
+    """Other bytes, the same patient: known by a salted hash, and named by none."""
+    first, second = gate.data.parts[:2]
+    patient = first.case.case.patient
+    learned = case_rows([("train", "0" * 64, patient), ("test", "1" * 64, second.case.case.patient)])
+    assert patient not in json.dumps(learned) and first.patient not in json.dumps(learned)
+    report = gate.judge(make(provenance=learned), champion)
+    assert report.refused_by == ("data",)
+    assert f"on 1 of the 8 cases or on other images of their patients ({first.name})" in says(report, "data")
+    assert patient not in json.dumps(report.to_dict())
+    old = {"cases": [{"role": "train", "sha256": "0" * 64}]}  # of before patients were kept
+    assert gate.judge(make(provenance=old)).refused_by == ()
 
 
 def test_incompatible_signatures_are_refused(gate: VolumeGate, champion: Bundle, make, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -28,7 +29,7 @@ from pipelines.volumes.layouts import read_layout
 from pipelines.volumes.prepared import CaseStore
 from pipelines.volumes.tuning import class_ids, tune_volumes
 from tests.models import TINY
-from tests.pipelines.volumes.make_cases import adapter, decathlon
+from tests.pipelines.volumes.make_cases import adapter, decathlon, save
 
 FAST = PredictOptions(device="cpu", precision="fp32")
 
@@ -71,6 +72,10 @@ def test_train_leaves_bundle_baseline_and_metrics(config: RunConfig, tmp_path: P
     everyone = config.model_copy(update={"split": SplitOptions(test=0, validation=0)})
     again = evaluate(outcome.bundle, everyone, tmp_path / "every")
     assert again["scored_on"] == "every case" and again["trained_on"] == 3 and again["counts"]["cases"] == 4
+    for image in (tmp_path / "Doe^Jane" / "imagesTr").glob("*.nii.gz"):  # every patient's next scan: other bytes
+        save(image, np.asarray(nibabel.load(image).dataobj) + np.float32(0.5))
+    next_scans = evaluate(outcome.bundle, everyone, tmp_path / "next")
+    assert next_scans["trained_on"] == 3, "patients are known by other scans of theirs"
 
 
 def test_every_patient_is_held_out_once(config: RunConfig, tmp_path: Path) -> None:
