@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from adapters.base import DomainAdapter
 from adapters.errors import InputError
-from adapters.medical import for_volume
 from adapters.volume import VolumeRules
+from maskformer.masks import MaskSet
 from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions
 from pipelines.promotion.budget import Ground, check_budget
@@ -24,13 +24,13 @@ from pipelines.promotion.frozen import SHOWN
 from pipelines.promotion.gate import Gate
 from pipelines.promotion.outputs import watch_outputs
 from pipelines.promotion.policy import Verdict
-from pipelines.promotion.quality import Floor, Pairing, check_baseline, check_quality
+from pipelines.promotion.quality import Pairing, check_baseline, check_quality
 from pipelines.promotion.shadow import check_shadow
 from pipelines.promotion.slices import Slice, check_slices, classes_in_domains
 from pipelines.promotion.volumes.data import FrozenStudies, StudyPart
+from pipelines.promotion.volumes.floor import floors_of_studies, foreground_dice
 from pipelines.promotion.volumes.identity import check_volume_identity
 from pipelines.promotion.volumes.units import PatientCounts, by_patient, count_case
-from pipelines.trivial import SAMPLE_PIXELS, best_rule
 from pipelines.volumes.metrics import lesion_f1
 from pipelines.volumes.options import VolumeOptions
 from pipelines.volumes.prediction import VolumeModel, VolumePredictor, VolumeResult
@@ -56,6 +56,10 @@ class JudgedVolumes:
             self._seen[sha256] = self.predictor(source)
         return self._seen[sha256]
 
+    def found(self, part: StudyPart) -> MaskSet:
+        """The objects of a case that the evaluation has seen."""
+        return self._seen[part.sha256].objects
+
     @cached_property
     def evaluation(self) -> tuple[PatientCounts, float]:
         """Counts by patient, and the mean over cases of the Dice of any class against nothing."""
@@ -64,7 +68,7 @@ class JudgedVolumes:
             with part.open(self.bundle.adapter) as source:
                 result = self.over(source, part.sha256)
             cases.append(count_case(part, result, data.adapter))
-            dice.append(_dice(result.labels > 0, foreground(part), part.truth.ignore))
+            dice.append(foreground_dice(result.labels > 0, part))
             self.gate.tell(f"score {self.bundle.folder.name}", number, len(data.parts))
         return by_patient(cases, self.gate.owners), float(np.nanmean(dice))
 
@@ -83,7 +87,8 @@ class VolumeGate(Gate):
         yield Verdict("grid_shift", True, "slices are seen whole: no tile border to judge")
         counts, dice = mine.evaluation
         if theirs is None:
-            yield check_baseline([Floor("foreground Dice", dice, self._trivial)])
+            found = [mine.found(part) for part in self.data.parts]
+            yield check_baseline([*floors_of_studies(self.data.parts, self.data.adapter, dice, found)])
         else:
             names, things = self.data.adapter.classes.names, np.array(self.data.adapter.classes.is_thing)
             pairing = Pairing(counts, theirs.evaluation[0], self._domains, names, things)
@@ -153,56 +158,10 @@ class VolumeGate(Gate):
         beside = {"champion": _found(other, names), "pixels": pixels, "agreement": agreement}
         return {**row, **beside, "objects_f1": f1, "worst": worst}
 
-    @cached_property
-    def _trivial(self) -> dict[str, float | None]:
-        """Foreground Dice of the answers without a network: a mean over cases, the threshold tuned on them."""
-        parts, adapter = self.data.parts, self.data.adapter
-        if not any(foreground(part).any() for part in parts):
-            return {"nothing": None}
-        step = max(1, sum(int(np.prod(part.shape)) for part in parts) // SAMPLE_PIXELS)
-        samples = [_sample(part, adapter, step) for part in parts]
-        quantities = {
-            name: np.concatenate([values[index] for values, _ in samples])
-            for index, name in enumerate(adapter.channels.names)
-        }
-        rule = best_rule(quantities, np.concatenate([truth for _, truth in samples]))
-        trivial: dict[str, list[float]] = {}
-        for values, truth in samples:
-            marks = {"nothing": np.zeros(len(truth), bool), "everything": np.ones(len(truth), bool)}
-            if rule is not None:
-                marks["threshold"] = rule(dict(zip(adapter.channels.names, values, strict=True)))
-            for name, marked in marks.items():
-                trivial.setdefault(name, []).append(_dice(marked, truth, None))
-        return {name: float(np.nanmean(values)) for name, values in trivial.items()}
-
 
 def volume_options(machine: PredictOptions) -> VolumeOptions:
     """The options a run with any bundle would have on that machine; all else is the bundle's own."""
     return VolumeOptions(device=machine.device, precision=machine.precision)
-
-
-def foreground(part: StudyPart) -> NDArray[np.bool_]:
-    """(d, h, w) voxels of any class."""
-    return part.truth.objects.to_label_map() > 0
-
-
-def _sample(part: StudyPart, adapter: DomainAdapter, step: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Every `step`-th voxel that is known: (C, P) on the model's scale, (P,) whether it is of a class."""
-    with part.open(adapter) as source:
-        values, valid = source.read()
-        scaled = for_volume(adapter, source)
-    if part.truth.ignore is not None:
-        valid = valid & ~part.truth.ignore
-    chosen = np.flatnonzero(valid)[::step]
-    flat = values.reshape(len(values), -1)[:, chosen]
-    return scaled.channels.normalise(flat[:, None])[:, 0].astype(np.float64), foreground(part).reshape(-1)[chosen]
-
-
-def _dice(mine: NDArray[np.bool_], theirs: NDArray[np.bool_], ignore: NDArray[np.bool_] | None) -> float:
-    if ignore is not None:
-        mine, theirs = mine & ~ignore, theirs & ~ignore
-    total = int(mine.sum()) + int(theirs.sum())
-    return 2 * int((mine & theirs).sum()) / total if total else float("nan")
 
 
 def _found(result: VolumeResult, names: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from adapters.classes import Class, ClassSet
+from maskformer.masks import MaskSet
 from pipelines.bundle import Bundle, load_bundle
 from pipelines.promotion.aliases import aliases
 from pipelines.promotion.frozen import data_digest, freeze, load_frozen
@@ -20,7 +22,7 @@ from pipelines.promotion.gate import RULES, Report
 from pipelines.promotion.policy import Policy
 from pipelines.promotion.promote import Request, promote
 from pipelines.promotion.volumes.data import FrozenStudies
-from pipelines.promotion.volumes.gate import VolumeGate
+from pipelines.promotion.volumes.gate import JudgedVolumes, VolumeGate
 from pipelines.promotion.volumes.identity import check_volume_identity
 from pipelines.registry import register
 from pipelines.tracking_store import connect
@@ -147,8 +149,26 @@ def test_a_first_model_must_beat_what_needs_no_network(gate: VolumeGate, make) -
     good = gate.judge(make())
     assert good.passed, good.refusal
     assert says(good, "baseline").startswith("foreground Dice 1.000, the best trivial answer (threshold) 0.")
+    assert "F1 of lesions 1.000, the best trivial answer (threshold" in says(good, "baseline")
     bad = gate.judge(make(colours.drop_class))
     assert bad.refused_by == ("baseline",) and "it must be above" in says(bad, "baseline")
+
+
+def test_a_first_model_that_marks_the_ground_and_tells_no_lesion_apart_is_refused(
+    gate: VolumeGate, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Dice is perfect: all that it finds is one object."""
+    found = JudgedVolumes.found
+    monkeypatch.setattr(JudgedVolumes, "found", lambda self, part: _united(found(self, part)))
+    report = gate.judge(make())
+    told = says(report, "baseline")
+    assert report.refused_by == ("baseline",) and told.startswith("foreground Dice 1.000")
+    score = re.search(r"F1 of lesions (0\.\d+), the best trivial answer .* 0\.\d+: -[\d.]+ points", told)
+    assert score and float(score[1]) < 0.5, told
+
+
+def _united(objects: MaskSet) -> MaskSet:
+    return objects.with_labels(np.zeros(len(objects), np.int64)).union(np.zeros(len(objects), np.int64))
 
 
 def test_links_that_lose_an_object_are_refused_by_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
