@@ -21,9 +21,17 @@ from typing import Any, TextIO
 RUN_VARIABLES = ("PREFECT__FLOW_RUN_ID", "MASKBRIDGE_RUN_ID")
 SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|AUTH_STRING|API_KEY|ACCESS_KEY|WEBHOOK", re.IGNORECASE)
 SHORTEST_SECRET = 6  # a shorter value may be any word
-SIGNED = re.compile(
-    r"([?&](?:sig|signature|token|key|password|x-(?:amz|goog)-(?:signature|credential|security-token))=)[^&\s\"']+",
-    re.IGNORECASE,
+_WORDS = r"password|passwd|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|signature"
+# What gives a secret away by what stands before it. A colon alone is prose ("password: field required").
+TOLD = re.compile(
+    rf"""(
+        [?&;](?:sig|key|auth|credential|[\w-]*(?:{_WORDS}|credential))=    # in an address
+      | \b[\w-]*(?:{_WORDS})\s?=\s?["']?                                # password=..., --token=...
+      | ["'][\w-]*(?:{_WORDS})["']\s?:\s?["']                            # JSON and dicts
+      | \b(?:proxy-)?authorization["']?\s*[:=]\s*["']?(?:\w+\s+)?        # headers
+      | \bbearer\s+(?=[\w.~+/-]{{16}})
+    )[^\s&;"',)\]}}]+""",
+    re.IGNORECASE | re.VERBOSE,
 )
 USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -36,10 +44,10 @@ def run_id() -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` without passwords: of the environment's secrets, of addresses, and of signed addresses."""
+    """`text` without passwords: the environment's secrets, and what an address, header or name gives away."""
     for secret in _secrets():
         text = text.replace(secret, "***")
-    return SIGNED.sub(r"\1***", USERINFO.sub("***@", text))
+    return TOLD.sub(r"\1***", USERINFO.sub("***@", text))
 
 
 class JsonFormatter(logging.Formatter):

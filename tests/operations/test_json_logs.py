@@ -44,6 +44,49 @@ def test_errors_come_with_their_traceback_on_the_same_line() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host/a.tif?token=t0ps3cret&size=3",
+        "https://host/a.tif?api_key=t0ps3cret",
+        "https://host/a.tif?size=3&access-token=t0ps3cret#page",
+        "Authorization: Bearer t0ps3cret",
+        "authorization: Basic t0ps3cret==",
+        "{'Authorization': 'Bearer t0ps3cret', 'Accept': '*/*'}",
+        "curl said: bearer t0ps3cret-t0ps3cret",
+        "api_key=t0ps3cret",
+        "maskbridge --password=t0ps3cret scene.tif",
+        "DB_PASSWORD = 't0ps3cret'",
+        '{"client_secret": "t0ps3cret", "size": 3}',
+        "{'aws_secret_access_key': 't0ps3cret'}",
+        "connect(host='db', password=t0ps3cret)",
+    ],
+)
+def test_what_is_named_a_secret_is_not_told(text: str) -> None:
+    """In a message, and in an exception's message and traceback."""
+    assert "t0ps3cret" not in redacted(text) and "***" in redacted(text)
+    try:
+        raise ConnectionError(f"no answer: {text}")
+    except ConnectionError:
+        record = logging.LogRecord("maskbridge", logging.ERROR, "", 0, "asked %s", (text,), sys.exc_info())
+    assert "t0ps3cret" not in JsonFormatter().format(record)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password: field required",
+        "the token bucket is empty",
+        "num_tokens=512 size=3",
+        "a bearer of good news",
+        "secret: PREFECT_API_AUTH_STRING is not set",
+        "https://host/tiles/a.tif?size=3&monkey=4",
+    ],
+)
+def test_prose_stays_as_it_is(text: str) -> None:
+    assert redacted(text) == text
+
+
 def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:correct-horse")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "battery-staple")

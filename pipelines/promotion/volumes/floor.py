@@ -35,7 +35,9 @@ def floors_of_studies(
     wanted = [_lesions(part.truth.objects, adapter) for part in parts]
     areas = np.concatenate([one.areas for one in wanted])
     least = SPECK * float(np.median(areas)) if len(areas) else 0.0
-    mine, of_dice, of_lesions = _Tally(), defaultdict(list), defaultdict(_Tally)
+    mine = _Tally()
+    of_dice: dict[str, list[float]] = defaultdict(list)
+    of_lesions: dict[str, _Tally] = defaultdict(_Tally)
     for part, theirs, objects in zip(parts, wanted, found, strict=True):
         mine.add(_lesions(objects, adapter), theirs, part)
         for name, mask in _answers(rule, part, adapter):
