@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from maskformer.masks import MaskSet
+from pipelines.ends import End
 from pipelines.evidence import EQUAL, Tie
 
 
@@ -25,7 +26,7 @@ class Fragment(NamedTuple):
     score: float
     area: int
     seen_whole_by: tuple[int, ...]  # tiles that see all of a fragment which its own tile's inner border cuts
-    sides: int = 0  # the sides on which that border cuts a long one, as bits
+    ends: tuple[End, ...] = ()  # where that border cuts a long one
 
 
 class Link(NamedTuple):

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from maskformer.masks import MaskSet
 from pipelines.evidence import Evidence, Tie, View, compare, views
-from pipelines.gaps import GUESS, Gaps, bridges, cut_sides
+from pipelines.gaps import FAR_GUESS, GUESS, Gaps, bridges, long_ends
 from pipelines.grid import Grid, Meetings, Tile
 from pipelines.linking import Fragment, Link, components
 from pipelines.ownership import free, unite
@@ -85,7 +85,7 @@ class Stitcher:
         self._fragments: dict[int, Fragment] = {}
         self._runs = Spool(len(grid.shape) + 1, memory)
         self._home: dict[int, _Cluster] = {}
-        self._gaps = Gaps()
+        self._gaps = Gaps(grid)
         self._finished = False
 
     @property
@@ -141,6 +141,7 @@ class Stitcher:
         self._views.clear()
         for tile in self._gaps.waiting():
             self._bridge(tile)
+        self._bridge_two(None)
         for cluster in self._home.values():
             cluster.open = 0
         last = self._close(sorted(self._fragments), MaskSet.empty(self.grid.shape))
@@ -164,13 +165,13 @@ class Stitcher:
     def _keep(self, number: int, border: MaskSet, keys: NDArray[np.int64], strips: Meetings) -> None:
         """Remember the fragments that touch a strip."""
         seen_whole = self._seen_whole(number, border.boxes, strips)
-        sides = cut_sides(self.grid, number, border.boxes)
         offsets, runs = border.offsets.tolist(), border.runs
+        ends = long_ends(self.grid, number, border.boxes, runs, offsets)
         rows = zip(keys.tolist(), border.labels.tolist(), border.scores.tolist(), border.areas.tolist())
         for n, (key, label, score, area) in enumerate(rows):
             # a copy: a view would keep the whole tile alive
             self._runs.put(key, runs[offsets[n] : offsets[n + 1]].copy())
-            self._fragments[key] = Fragment(number, label, score, area, seen_whole.get(n, ()), sides[n])
+            self._fragments[key] = Fragment(number, label, score, area, seen_whole.get(n, ()), ends.get(n, ()))
             self._home[key] = _Cluster(key, 0)
 
     def _seen_whole(self, number: int, boxes: NDArray, strips: Meetings) -> dict[int, tuple[int, ...]]:
@@ -228,21 +229,39 @@ class Stitcher:
         for left, side in ((found.left_first, 1), (found.left_second, 0)):
             for at, key in left:
                 fragment, other = self._fragments[key], pairs[at][side]
-                if other not in fragment.seen_whole_by and self._gaps.note(self.grid, fragment, key, other):
+                if other not in fragment.seen_whole_by and self._gaps.note(fragment, key, other):
                     self._home[key].open += 1
         complete = self._gaps.met(number, len(others), [a if b == number else b for a, b in pairs])
-        return [key for tile in complete for key in self._bridge(tile)]
+        released = [key for tile in complete for key in self._bridge(tile)]
+        return released + self._bridge_two(complete)
 
     def _bridge(self, tile: int) -> list[int]:
         """Join what ends on both sides of a tile that did not find it; returns the fragments that waited for it."""
-        ends = self._gaps.pop(tile)
-        clusters = {id(self._home[key]): self._home[key] for key in ends}
-        known = {(link.first, link.second) for one in clusters.values() for link in one.links} if ends else set()
-        for one, other in bridges(self._fragments, ends, known):
+        noted = self._gaps.pop(tile)
+        if not noted:
+            return []
+        keys = {one.key for one in noted}
+        clusters = {id(self._home[key]): self._home[key] for key in keys}
+        known = {(link.first, link.second) for one in clusters.values() for link in one.links}
+        pairs, left = bridges(self.grid, self._fragments, noted, known)
+        for one, other in pairs:
             self._join(one, other).links.append(Link(GUESS, 0, one, other))
-        for key in ends:
+        self._gaps.leave(tile, left)
+        still = {key for groups in left.values() for group in groups for key in group.keys}
+        return self._release(sorted(keys - still))
+
+    def _bridge_two(self, complete: Sequence[int] | None) -> list[int]:
+        """Join what neighbouring tiles left over, now that the strips of some tiles are complete (None: of all)."""
+        settled = self._gaps.settled(complete)
+        for tile in settled:
+            for one, other in self._gaps.across_two(self._fragments, tile):
+                self._join(one, other).links.append(Link(FAR_GUESS, 0, one, other))
+        return [key for tile in settled for key in self._release(self._gaps.rest(tile))]
+
+    def _release(self, keys: list[int]) -> list[int]:
+        for key in keys:
             self._home[key].open -= 1
-        return ends
+        return keys
 
     def _join(self, one: int, other: int) -> _Cluster:
         """Put two fragments into one cluster."""
