@@ -6,7 +6,7 @@ from pathlib import Path
 
 # What benchmarks are made of.
 PARTS = (
-    *("density_unet", "measure", "ours", "record", "scene_rivals", "stitching_rivals", "stitching_scene", "theirs"),
+    *("density_unet", "measure", "ours", "record", "sahi_merging", "scene_rivals", "stitching_scene", "theirs"),
     *("buildings_scene", "shifts", "volume_training"),
 )
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in PARTS)

@@ -3,7 +3,7 @@
 The scene is drawn tile by tile (`benchmarks.stitching_scene`); only the stitcher's own calls are timed, by the clock
 and in seconds of the processor, which tell more where others use the machine too. Its memory is that of a process which
 draws, stitches and keeps all objects; the truth is drawn for comparison afterwards.
-Then the same law beside what others do, on small scenes (`benchmarks.stitching_rivals`).
+What others do on the same scenes: `benchmarks.stitching_rivals`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 from benchmarks.measure import in_fresh_process, peak_rss_mib
 from benchmarks.record import write_result
-from benchmarks.stitching_rivals import comparison
 from benchmarks.stitching_scene import BigScene
 from maskformer.masks import MaskSet
 from pipelines.grid import Grid
@@ -28,7 +27,7 @@ OBJECTS = 72  # ellipses in each square of the grid's stride, about 100 fragment
 def main() -> None:
     million = in_fresh_process("benchmarks.stitching", "million", str(TILES_A_SIDE))
     print(json.dumps(million), flush=True)
-    print(write_result("stitching", None, {"million": million, "comparison": comparison()}))
+    print(write_result("stitching", None, {"million": million}))
 
 
 def million(tiles_a_side: int) -> dict[str, Any]:

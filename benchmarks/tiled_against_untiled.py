@@ -20,6 +20,7 @@ import torch
 
 from benchmarks.measure import THREADS
 from benchmarks.record import ROOT, config_hash, write_result
+from benchmarks.sahi_merging import Setting, by_sahi
 from maskformer.masks import MaskSet
 from pipelines.assembly import limit, predict_in_memory
 from pipelines.bundle import Bundle, load_bundle
@@ -31,7 +32,6 @@ from pipelines.labelled import LabelledData
 from pipelines.metrics import f1
 from pipelines.predictor import Predictor, settle
 from pipelines.shards import predict_tiles
-from pipelines.sinks.outlines import outlines
 from pipelines.splits import Place
 from pipelines.stitching import stitch
 
@@ -44,8 +44,8 @@ EDGE = 32  # px; at the border that only one of two grids has, the pictures diff
 SURE = 0.5  # score of the objects that a shifted grid has to keep
 SAME = 0.5  # share of the smaller of two objects that lies in the larger: then they are one, found twice
 SAHI = (  # its default, and other settings of its own
-    *(("GREEDYNMM", metric, threshold) for metric in ("IOS", "IOU") for threshold in (0.5, 0.3)),
-    ("NMS", "IOU", 0.5),
+    *(Setting("GREEDYNMM", metric, threshold) for metric in ("IOS", "IOU") for threshold in (0.5, 0.3)),
+    Setting("NMS", "IOU", 0.5),
 )
 KEYS = ("pq", "ap", "miou", "f1_50", "box_f1_50")
 
@@ -217,41 +217,9 @@ def kept(sure: MaskSet, other: MaskSet) -> float:
 def merges() -> dict[str, Merge]:
     """Ours, and SAHI's ways to put the same tiles together."""
     ways: dict[str, Merge] = {"strip evidence": stitch}
-    for kind, metric, threshold in SAHI:
-        ways[f"SAHI {kind} {metric} {threshold}"] = partial(by_sahi, kind=kind, metric=metric, threshold=threshold)
+    for setting in SAHI:
+        ways[f"SAHI {setting}"] = partial(by_sahi, setting=setting)
     return ways
-
-
-def by_sahi(grid: Grid, parts: Parts, *, kind: str, metric: str, threshold: float) -> MaskSet:
-    """The objects of all tiles, put together by SAHI's post-processing of this name; its polygons, as it makes them."""
-    from sahi.postprocess.combine import GreedyNMMPostprocess, NMSPostprocess
-    from sahi.prediction import ObjectPrediction
-
-    height, width = grid.shape
-    objects = []
-    for tile, masks in parts:
-        top, left = tile.offset
-        for outline, label, score in zip(outlines(masks), masks.labels, masks.scores, strict=True):
-            rings = [np.asarray(part.exterior.coords[:-1]).ravel().tolist() for part in outline.geoms]
-            objects.append(
-                ObjectPrediction(
-                    segmentation=rings,
-                    category_id=int(label),
-                    category_name=str(label),
-                    score=float(score),
-                    shift_amount=[left, top],
-                    full_shape=[height, width],
-                ).get_shifted_object_prediction()
-            )
-    process = {"GREEDYNMM": GreedyNMMPostprocess, "NMS": NMSPostprocess}[kind]
-    found = process(match_threshold=threshold, match_metric=metric, class_agnostic=False)(objects)
-    sets = [
-        MaskSet.from_dense(
-            one.mask.bool_mask[None], np.array([one.category.id]), np.array([one.score.value], np.float32)
-        )
-        for one in found
-    ]
-    return MaskSet.concatenate(sets) if sets else MaskSet.empty(grid.shape)
 
 
 def rows(values: dict[str, Any]) -> list[str]:
