@@ -29,11 +29,13 @@ def compare_task(model: str, scenes: list[str], limits: DriftLimits) -> dict[str
     from pipelines.bundle import load_bundle
     from pipelines.drift.bands import bands_of, drifted
     from pipelines.drift.features import drift
+    from pipelines.tracked_domains import tell_drift
 
     bundle = load_bundle(model)
     rows = bands_of(scenes, bundle.adapter)
-    number = round(drift(bundle.build(), bundle.adapter, scenes, CROPS).number, 4)
-    told = {"scenes": len(scenes), "drifted": drifted(rows, limits), "number": number}
+    found = drift(bundle.build(), bundle.adapter, scenes, CROPS)
+    tell_drift(bundle, scenes, found)
+    told = {"scenes": len(scenes), "drifted": drifted(rows, limits), "number": round(found.number, 4)}
     return {**told, "bands": [row.to_dict() for row in rows]}
 
 

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 SWITCH = "MASKBRIDGE_TRACKING"
 KEY_FILE = "tracking.json"  # in a training's folder: whose run a resumed training continues
-KIND_TAG = "maskbridge.kind"  # train, evaluate, predict, count
+KIND_TAG = "maskbridge.kind"  # train, evaluate, predict, count, adapt, drift
 MODEL_TAGS = "model."
 TRANSFERRED = ("kept", "mapped", "fresh", "unused")  # tensors, see `pipelines.transfer`
 COUNTS = ("objects", "pictures", "ambiguous_links", "lost_pixels", "peak_rss_bytes", "shards")
@@ -82,7 +82,7 @@ def train_tracked(
         run.tag(KIND_TAG, "train")
         run.params(config.model_dump(mode="json", exclude={"adapter", "data"}))
         _keep_adapter(run, adapter)
-        _keep_config(run, config)
+        keep_config(run, config)
 
         def on_row(preset: str, row: dict[str, float]) -> None:
             run.metrics({f"{preset}/{key}": value for key, value in row.items() if key != "step"}, int(row["step"]))
@@ -117,9 +117,9 @@ def evaluate_tracked(
     tracking = config.tracking
     with track(f"evaluate {config.name}", experiment=tracking.experiment, uri=tracking.uri, system_metrics=True) as run:
         run.tag(KIND_TAG, "evaluate")
-        _keep_model(run, bundle)
+        keep_model(run, bundle)
         run.params(config.model_dump(mode="json", exclude={"adapter", "data", "model", "train", "baseline"}))
-        _keep_config(run, config.model_copy(update={"adapter": bundle.adapter.to_dict()}))
+        keep_config(run, config.model_copy(update={"adapter": bundle.adapter.to_dict()}))
         scores = evaluate(model, config, out, on_progress=on_progress)
         run.metrics({"score": scores})
         run.data(scored_digests(config, bundle.adapter, scores), "test")
@@ -147,7 +147,7 @@ def count_tracked(
         return result
     with track(f"count {Path(place).name}", experiment=EXPERIMENT) as run:
         run.tag(KIND_TAG, "count")
-        _keep_model(run, bundle)
+        keep_model(run, bundle)
         run.params({"parameters": options.model_dump(mode="json")})
         totals = {name: sum(record[name] for record in result.records) for name in ("count", "expected")}
         facts = {"pictures": len(result.records), "fresh": result.fresh, "failed": len(result.failed)}
@@ -208,7 +208,7 @@ def predict_tracked(model: str | Path, name: str, *, key: str | None = None) -> 
     bundle = load_bundle(model, check_shapes=False)
     with track(f"predict {name}", experiment=EXPERIMENT, key=key, system_metrics=True) as run:
         run.tag(KIND_TAG, "predict")
-        _keep_model(run, bundle)
+        keep_model(run, bundle)
         yield Prediction(run, bundle.adapter.volume is not None)
 
 
@@ -266,7 +266,8 @@ def _key(out: Path, resume: bool) -> str:
     return key
 
 
-def _keep_config(run: Run, config: RunConfig) -> None:
+def keep_config(run: Run, config: RunConfig) -> None:
+    """As config.yaml, made discreet."""
     with tempfile.TemporaryDirectory() as folder:
         save_config(discreet(config), Path(folder) / "config.yaml")
         run.artifact(Path(folder) / "config.yaml")
@@ -280,7 +281,7 @@ def _keep_adapter(run: Run, adapter: DomainAdapter) -> None:
     run.tag("adapter", adapter.name)
 
 
-def _keep_model(run: Run, bundle: Bundle) -> None:
+def keep_model(run: Run, bundle: Bundle) -> None:
     """Which model a run used: its name, version and hashes, and its adapter."""
     facts = {"name": bundle.name, "version": bundle.version, "sha256": bundle.sha256, "bundle_sha256": bundle.digest}
     run.params({MODEL_TAGS + name: value for name, value in facts.items() if value is not None})

@@ -48,13 +48,14 @@ def command(
     scored_on, dressed = (load_config(path) if path else None for path in (score_on, source))
     addresses = [address for scene in scenes for address in _pixels_of(scene)]
 
-    from pipelines.adaptation.adapt import USUAL, Request, adapt
+    from pipelines.adaptation.adapt import USUAL, Request
     from pipelines.adaptation.target import Effort
+    from pipelines.tracked_domains import adapt_tracked
 
     request = Request(
         tuple(strategy or USUAL), Effort(steps=steps, seed=seed), dressed, scored_on, upper_bound
     )  # fmt: skip
-    made = adapt(model, addresses, out, request)
+    made = adapt_tracked(model, addresses, out, request)
     _show(made)
     if made.bundle is None:
         raise typer.Exit(NOT_BETTER)

@@ -31,10 +31,12 @@ def command(
     from pipelines.bundle import load_bundle
     from pipelines.drift.features import drift
     from pipelines.drift.picture import draw
+    from pipelines.tracked_domains import tell_drift
 
     bundle = load_bundle(model)
     found = drift(bundle.build(), bundle.adapter, scenes, crops)
     out.mkdir(parents=True, exist_ok=True)
     (out / "drift.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")
     draw(found, out / "drift.svg", f"{len(scenes)} scenes or studies, {crops} crops")
+    tell_drift(bundle, scenes, found, (out / "drift.json", out / "drift.svg"))
     typer.echo(f"{found.number:.4f}")
