@@ -1,7 +1,7 @@
 """Training, evaluation, prediction, counting as tracked runs: what went in, what came out, on which data and code.
 
-`MASKBRIDGE_TRACKING=off` leaves evaluations and predictions untracked (tests, a scratch run); training is always
-tracked, for its model comes from there.
+`MASKBRIDGE_TRACKING=off` leaves all but trainings untracked (tests, a scratch run); training is always tracked, for its
+model comes from there.
 """
 
 from __future__ import annotations
