@@ -65,7 +65,7 @@ def _own(subject: Subject, target: Target) -> tuple[float | None, str]:
 
 def _distance(subject: Subject, target: Target, adapter: DomainAdapter) -> float:
     """How far the target's features are at this resolution; its own band statistics, so that colour does not count."""
-    from pipelines.drift.features import measure
+    from pipelines.drift.features import moved
 
     fitted = fitted_to(target, adapter)
-    return measure(deepcopy(subject.model), fitted, target.crops(fitted)).distance
+    return moved(deepcopy(subject.model), fitted, target.crops(fitted)).distance

@@ -126,8 +126,8 @@ def _unlabelled(source: VolumeSource, adapter: DomainAdapter, keeper: Keeper) ->
 
 def _distance(subject: Subject, target: Target, adapter: DomainAdapter) -> float:
     """How far the features of the target's slices are from those of training; of the inputs without batch norms."""
-    from pipelines.drift.features import measure
+    from pipelines.drift.features import moved
 
     model = deepcopy(subject.model)
-    found = measure(model, adapter, target.crops(adapter))
+    found = moved(model, adapter, target.crops(adapter))
     return found.distance if batch_norms(model) and subject.norms_known else found.outer

@@ -305,7 +305,7 @@ def test_drift_grows_with_the_shift_and_is_drawn(make_geotiff, tmp_path: Path, c
         far.append(drift(network, bundle.adapter, [str(path)], 8))
     distances = [one.distance for one in far]  # unsteadiness of an untrained network means nothing
     assert distances == sorted(distances) and distances[0] < 0.5 * distances[-1]
-    assert far[0].number < far[-1].number == pytest.approx((far[-1].distance * far[-1].unsteady) ** 0.5)
+    assert far[0].number + 0.2 < far[-1].number <= 1
     out = tmp_path / "drift"
     assert cli.run(["drift", str(model), str(path), "--out", str(out), "--crops", "4"]) == 0
     assert float(capsys.readouterr().out) > 0
