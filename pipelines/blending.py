@@ -2,8 +2,8 @@
 
 Every tile is weighted by a raised cosine that is highest at its centre, where a model sees most context, and by 0 where
 it saw no data; the sum is divided by the weights' sum: tiles that agree come back unchanged. Only rows that a later
-tile may still touch are kept, so memory is channels x tile height x scene width, whatever the scene's
-height.
+tile may still touch are kept, so memory is channels x tile height x width, whatever the scene's height. A scene that is
+too wide for that is blended block of columns by block of columns, to the same values.
 """
 
 from __future__ import annotations
@@ -27,29 +27,44 @@ def window_weights(shape: tuple[int, ...], floor: float = FLOOR) -> NDArray[np.f
     return weights.astype(np.float32)
 
 
-class Blender:
-    """Takes the tiles of a grid in row-major order, each once, and gives back finished bands of full width.
+def column_blocks(grid: Grid, width: int) -> list[slice]:
+    """The last axis of the grid's scene cut into blocks of `width` pixels, the last one narrower."""
+    if width < 1:
+        raise ValueError(f"expected blocks of at least one column, got {width}")
+    columns = grid.shape[-1]
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
 
-    channels: K of the (K, *tile) arrays. Pictures and volumes alike; "rows" are the first axis.
+
+class Blender:
+    """Takes the tiles of a grid in row-major order, each once, and gives back finished bands.
+
+    channels: K of the (K, *tile) arrays. columns: the part of the last axis that is blended, all of it by default;
+    tiles beside it may be skipped. Pictures and volumes alike; "rows" are the first axis.
     """
 
-    def __init__(self, grid: Grid, channels: int) -> None:
+    def __init__(self, grid: Grid, channels: int, columns: slice | None = None) -> None:
         if channels < 1:
             raise ValueError(f"expected at least one channel, got {channels}")
         self.grid = grid
         self.channels = channels
+        self.columns = columns or slice(0, grid.shape[-1])
         self._next = 0  # number of the tile that is due
         self._first_row = 0  # scene row of the accumulator's first row
         self._rows = 0  # rows of the accumulator in use
         height = min(grid.tile[0], grid.shape[0])
-        self._sum = np.zeros((channels, height, *grid.shape[1:]), np.float32)
-        self._weight = np.zeros((height, *grid.shape[1:]), np.float32)
+        across = (*grid.shape[1:-1], self.columns.stop - self.columns.start)
+        self._sum = np.zeros((channels, height, *across), np.float32)
+        self._weight = np.zeros((height, *across), np.float32)
         self._tile_weights = window_weights(grid[(0,) * len(grid.shape)].shape)
 
     @property
     def open_rows(self) -> int:
         """Rows kept because a tile still to come may touch them."""
         return self._rows
+
+    def sees(self, tile: Tile) -> bool:
+        """Whether the tile lies over the columns that are blended."""
+        return tile.window[-1].start < self.columns.stop and self.columns.start < tile.window[-1].stop
 
     def add(self, tile: Tile, array: NDArray, valid: NDArray[np.bool_] | None = None) -> list[Band]:
         """Blend in the probabilities (K, *tile) of the tile that is due; returns the bands this finished.
@@ -62,10 +77,17 @@ class Blender:
             raise ValueError(
                 f"expected an array {(self.channels, *tile.shape)} for tile {tile.index}, got {array.shape}"
             )
-        rows = tile.window[0]
-        place = (slice(rows.start - self._first_row, rows.stop - self._first_row), *tile.window[1:])
-        weights = self._tile_weights if valid is None else self._tile_weights * valid
-        self._sum[(slice(None), *place)] += array * weights
+        if not self.sees(tile):
+            return self._advance(tile)
+        rows, across, columns = tile.window[0], tile.window[1:-1], tile.window[-1]
+        low, high = max(columns.start, self.columns.start), min(columns.stop, self.columns.stop)
+        inside = (..., slice(low - columns.start, high - columns.start))
+        place = (
+            *(slice(rows.start - self._first_row, rows.stop - self._first_row), *across),
+            slice(low - self.columns.start, high - self.columns.start),
+        )
+        weights = (self._tile_weights if valid is None else self._tile_weights * valid)[inside]
+        self._sum[(slice(None), *place)] += array[inside] * weights
         self._weight[place] += weights
         return self._advance(tile)
 
@@ -106,7 +128,8 @@ class Blender:
         band = np.divide(
             self._sum[:, :done], weight, out=np.zeros((self.channels, *weight.shape), np.float32), where=seen
         )
-        window = (slice(self._first_row, end), *(slice(0, length) for length in self.grid.shape[1:]))
+        across = (slice(0, length) for length in self.grid.shape[1:-1])
+        window = (slice(self._first_row, end), *across, self.columns)
         kept = self._rows - done
         for array in (self._sum, self._weight[None]):
             array[:, :kept] = array[:, done : done + kept].copy()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.blending import Blender, window_weights
+from pipelines.blending import Blender, column_blocks, window_weights
 from pipelines.grid import Grid
 
 
@@ -38,6 +38,39 @@ def test_tiles_that_agree_come_back(shape, tile, share, seed):
     result, most = blend(grid, scene)
     np.testing.assert_allclose(result, scene, atol=1e-6, rtol=0)
     assert most <= min(tile, shape[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 50)),
+    tile=st.integers(1, 20),
+    share=st.floats(0, 0.99),
+    width=st.integers(1, 60),
+    seed=st.integers(0, 99),
+)
+def test_blocks_of_columns_are_the_whole_to_the_bit(shape, tile, share, width, seed):
+    """Whatever the tiles say of each other, and of pixels they did not see."""
+    random = np.random.default_rng(seed)
+    grid = Grid(shape, tile, int(share * tile))
+    views = [(random.random((2, *one.shape)).astype(np.float32), random.random(one.shape) < 0.8) for one in grid]
+
+    def blended(columns=None):
+        blender, skipped = Blender(grid, 2, columns), 0
+        values, seen = np.full((2, *shape), np.nan, np.float32), np.zeros(shape, bool)
+        for one, view in zip(grid, views, strict=True):
+            skipped += not blender.sees(one)
+            for window, band, known in blender.add(one, *view) if blender.sees(one) else blender.skip(one):
+                values[(slice(None), *window)], seen[window] = band, known
+        return values, seen, skipped
+
+    whole, known, _ = blended()
+    blocks = column_blocks(grid, width)
+    assert [n for block in blocks for n in range(block.start, block.stop)] == list(range(shape[1]))
+    for block in blocks:
+        values, seen, skipped = blended(block)
+        assert np.array_equal(values[..., block], whole[..., block]) and np.array_equal(seen[:, block], known[:, block])
+        assert np.isnan(values[..., : block.start]).all() and np.isnan(values[..., block.stop :]).all()
+        assert skipped or block.stop - block.start > shape[1] - 2 * tile, "tiles beside the block are not needed"
 
 
 def test_result_does_not_depend_on_the_tile():
@@ -101,6 +134,8 @@ def test_wrong_input_says_what_was_expected():
         blender.finish()
     with pytest.raises(ValueError, match="tile of the grid"):
         blender.add(Grid((8, 14), 7, 2)[0, 0], np.zeros((2, 7, 7), np.float32))
+    with pytest.raises(ValueError, match="at least one column"):
+        column_blocks(grid, 0)
     with pytest.raises(ValueError, match="at least one channel"):
         Blender(grid, 0)
 
