@@ -30,6 +30,7 @@ from pipelines.adaptation.style import fourier, histogram
 from pipelines.adaptation.target import Effort, Subject, Target
 from pipelines.adaptation.verdict import Measured, Score, Verdict, compare, measured
 from pipelines.bundle import load_bundle
+from pipelines.config import save_config
 from pipelines.drift.features import drift
 from pipelines.experiments import evaluate
 from pipelines.grid import Grid
@@ -114,15 +115,28 @@ def test_norm_statistics_are_the_mean_of_the_crops_and_the_prior() -> None:
     assert norm.momentum == 0.1 and not norm.training
 
 
-def test_no_label_is_opened(model: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def guarded(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run config of the target whose labels are no labels at all, where reading any is an error."""
     labels = scene.with_suffix(".gpkg")
     labels.write_bytes(b"no GeoPackage: reading it would be an error")
-    config = {
-        "adapter": {},
-        "data": [{"source": scene.name, "labels": labels.name}],
-        "train": {"steps": 1},
-    }
+    config = {"adapter": {}, "data": [{"source": scene.name, "labels": labels.name}], "train": {"steps": 1}}
     (tmp_path / "target.yaml").write_text(json.dumps(config))
+
+    def never(*_, **__):
+        raise AssertionError("labels were read")
+
+    monkeypatch.setattr(annotations, "read_annotations", never)
+    monkeypatch.setattr("pipelines.labelled.read_annotations", never)
+    return tmp_path / "target.yaml"
+
+
+@pytest.mark.parametrize("strategies", [(), ("self_training",), ("test_time",)], ids=lambda s: "+".join(s) or "usual")
+def test_no_label_is_opened(
+    model: Path, guarded: Path, tmp_path: Path, strategies: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an untrained network is sure of nothing: for once everything it sees is taught
+    monkeypatch.setattr("pipelines.adaptation.self_training.teachable", lambda seen, *_: np.ones(len(seen), bool))
     opened: list[str] = []
     watching = True  # a hook stays for good, so it is told when to stop
 
@@ -131,16 +145,11 @@ def test_no_label_is_opened(model: Path, scene: Path, tmp_path: Path, monkeypatc
             opened.append(str(given[0]))
 
     sys.addaudithook(watch)
-
-    def never(*_, **__):
-        raise AssertionError("labels were read")
-
-    monkeypatch.setattr(annotations, "read_annotations", never)
-    monkeypatch.setattr("pipelines.labelled.read_annotations", never)
-    words = ["adapt", str(model), str(tmp_path / "target.yaml"), "--out", str(tmp_path / "out"), "--steps", "1"]
-    code, watching = cli.run(words), False
-    assert code == 0
-    assert any("target.yaml" in path for path in opened) and not any(labels.name in path for path in opened)
+    words = ["adapt", str(model), str(guarded), "--out", str(tmp_path / "out"), "--steps", "1"]
+    code = cli.run([*words, *(word for name in strategies for word in ("--strategy", name))])
+    watching = False
+    assert code == 0 and (tmp_path / "out" / "bundle.json").exists()
+    assert any("target.yaml" in path for path in opened) and not any(".gpkg" in path for path in opened)
 
 
 def by_unit(values: list[float]) -> Score:
@@ -186,6 +195,21 @@ def test_a_worse_model_is_not_called_better(model: Path, make_geotiff, tmp_path:
     made = adapt(model, [scene], tmp_path / "out", Request(effort=QUICK, scored_on=config))
     assert made.better is False and made.bundle is None and not (tmp_path / "out").exists()
     assert made.scores["source only"]["f1_50"] == 0.5
+
+
+def test_the_command_says_that_a_model_is_not_better(
+    model: Path, make_geotiff, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    save_config(squares_config(make_geotiff, tmp_path), tmp_path / "labelled.yaml")
+    worse = {"f1_50": by_unit([0.4] * 9)}
+    found = iter([Measured({"f1_50": 0.5}, {"f1_50": by_unit([0.5] * 9)}), Measured({"f1_50": 0.4}, worse)])
+    monkeypatch.setattr(adapting, "measured", lambda *_: next(found))
+    scene = str(make_geotiff(np.zeros((1, 64, 64), np.float32) + np.eye(64, dtype=np.float32), name="t.tif"))
+    words = ["adapt", str(model), scene, "--out", str(tmp_path / "out"), "--strategy", "input_statistics"]
+    assert cli.run([*words, "--score-on", str(tmp_path / "labelled.yaml")]) == 4
+    said = capsys.readouterr()
+    assert "source only  f1_50 0.500" in said.err and "adapted      f1_50 0.400" in said.err and not said.out
+    assert "not shown to be by f1_50; nothing is written" in said.err and not (tmp_path / "out").exists()
 
 
 def test_scores_stand_side_by_side(make_geotiff, tmp_path: Path) -> None:

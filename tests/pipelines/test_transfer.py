@@ -14,7 +14,7 @@ from adapters.errors import InputError
 from adapters.medical import ct
 from adapters.remote_sensing import panchromatic, rgb_aerial, rgbn, sentinel2
 from maskformer.model import freeze, param_groups
-from pipelines.bundle import load_bundle
+from pipelines.bundle import load_bundle, save_bundle
 from pipelines.config import ModelOptions
 from pipelines.starting import build
 from pipelines.transfer import match_channels, match_classes, wavelength
@@ -66,8 +66,6 @@ def test_channels_are_found_by_name_in_another_order(rgb: Path) -> None:
 
 
 def test_three_to_one_to_three_channels_keep_a_grey_picture(rgb: Path, tmp_path: Path) -> None:
-    from pipelines.bundle import save_bundle
-
     grey = carried(rgb, panchromatic(HOUSES))
     x = pictures(1)
     before = logits(load_bundle(rgb).build(), x.expand(-1, 3, -1, -1))
@@ -129,6 +127,22 @@ def test_satellite_to_ct_with_context_slices(rgb: Path) -> None:
     outer = [*range(len(scanner.channels)), *range(2 * len(scanner.channels), slices)]
     quiet[:, outer] = 0
     same(logits(model, x), logits(model, quiet))  # new slices say nothing yet
+
+
+def test_dropped_slices_are_folded_into_the_outermost(rgb: Path, tmp_path: Path) -> None:
+    """Where neighbouring slices show the same, three slices of five answer as the five did."""
+    organs = ClassSet((Class("tumour"),))
+    wide = carried(rgb, ct(organs, context_slices=2))
+    with torch.no_grad():
+        for weight in (p for name, p in wide.named_parameters() if "conv_stem" in name):
+            weight.normal_()  # so that every slice says something
+    deep = save_bundle(tmp_path / "deep", wide, ct(organs, context_slices=2))
+    model = carried(deep, ct(organs, context_slices=1))
+    count = len(ct(organs).channels)
+    x = torch.randn(1, 3 * count, 64, 64, generator=torch.Generator().manual_seed(0))
+    low, middle, high = x.split(count, 1)
+    same(logits(model, x), logits(load_bundle(deep).build(), torch.cat((low, low, middle, high, high), 1)))
+    assert model.transferred.channels["(slices)"] == "5 slices became 3"
 
 
 def test_wavelengths_match_sensors_of_other_names() -> None:
