@@ -48,7 +48,8 @@ def _places(runs: NDArray, axis: int, border: int, upper: int) -> list[NDArray[n
         return [np.average(points, axis=0, weights=there[:, -1] - there[:, -2])] if len(there) else []
     there = runs[runs[:, -1] > border] if upper else runs[runs[:, -2] <= border]
     points = np.column_stack([there[:, :-2], np.full(len(there), border)]).astype(np.float64)
-    stretches = np.flatnonzero(np.diff(points[:, 0]) > 1) + 1 if axes == 2 else []
+    parted = (np.diff(points[:, 0]) > 1) & (axes == 2)
+    stretches = np.flatnonzero(parted) + 1
     return [part.mean(axis=0) for part in np.split(points, stretches) if len(part)]
 
 
