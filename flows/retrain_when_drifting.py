@@ -28,12 +28,12 @@ CROPS = 16  # looked at with the network, over all scenes
 def compare_task(model: str, scenes: list[str], limits: DriftLimits) -> dict[str, Any]:
     from pipelines.bundle import load_bundle
     from pipelines.drift.bands import bands_of, drifted
-    from pipelines.drift.features import drift
+    from pipelines.drift.features import drift_of
     from pipelines.tracked_domains import tell_drift
 
     bundle = load_bundle(model)
     rows = bands_of(scenes, bundle.adapter)
-    found = drift(bundle.build(), bundle.adapter, scenes, CROPS)
+    found = drift_of(bundle, scenes, CROPS)
     tell_drift(bundle, scenes, found)
     told = {"scenes": len(scenes), "drifted": drifted(rows, limits), "number": round(found.number, 4)}
     return {**told, "bands": [row.to_dict() for row in rows]}

@@ -20,8 +20,8 @@ def command(
 ) -> None:
     """How far scenes are from what a model knows: bands, features, confidence, and one number on stdout.
 
-    The number is 0 on the training data; the higher, the more quality is lost. How much depends on the model: compare
-    it with that of scenes whose scores are known.
+    The number is between 0 and 1; the higher, the more quality is lost. How much depends on the model: compare it with
+    that of scenes whose scores are known.
     """
     from pipelines.commands.checks import model_adapter, writable_folder
 
@@ -29,12 +29,12 @@ def command(
     writable_folder(out)
 
     from pipelines.bundle import load_bundle
-    from pipelines.drift.features import drift
+    from pipelines.drift.features import drift_of
     from pipelines.drift.picture import draw
     from pipelines.tracked_domains import tell_drift
 
     bundle = load_bundle(model)
-    found = drift(bundle.build(), bundle.adapter, scenes, crops)
+    found = drift_of(bundle, scenes, crops)
     out.mkdir(parents=True, exist_ok=True)
     (out / "drift.json").write_text(json.dumps(found.to_dict(), indent=2) + "\n")
     draw(found, out / "drift.svg", f"{len(scenes)} scenes or studies, {crops} crops")

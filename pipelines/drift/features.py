@@ -18,6 +18,7 @@ from maskformer import inference
 from pipelines.adaptation.norm_statistics import batch_norms, distance, moments
 from pipelines.adaptation.target import Effort, Target
 from pipelines.assembly import DEFAULT_SEMANTIC
+from pipelines.bundle import Bundle
 
 BINS = 20
 CROPS = 32
@@ -116,6 +117,11 @@ def drift(
     Raises InputError where a scene cannot be opened.
     """
     return measure(model, adapter, Target(tuple(scenes), Effort(crops=count, seed=seed)).crops(adapter), threshold)
+
+
+def drift_of(bundle: Bundle, scenes: Sequence[str], count: int = CROPS) -> Drift:
+    """The same for a bundle's model, with its own threshold."""
+    return drift(bundle.build(), bundle.adapter, scenes, count, bundle.thresholds.get("semantic", DEFAULT_SEMANTIC))
 
 
 @torch.no_grad()

@@ -1,14 +1,16 @@
 """Drift's number: steady where the answer turns with the picture and unsteady where it does not."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adapters.imagery import cityscapes
 from maskformer.prediction import DensePrediction
-from pipelines.drift.features import MIRROR, Drift, measure, moved, views
+from pipelines.drift.features import MIRROR, Drift, drift, drift_of, measure, moved, views
 from tests.models import adapter
 
 
@@ -78,3 +80,19 @@ def test_moved_is_the_same_without_the_answers() -> None:
     plain, whole = moved(network, adapter(), crops), measure(network, adapter(), crops)
     assert isinstance(whole, Drift) and (plain.layers, plain.bands) == (whole.layers, whole.bands)
     assert {"number", "farthest", "distance", "unsteady"} <= set(whole.summary())
+
+
+def test_the_bundles_threshold_decides_what_is_an_answer(make_geotiff) -> None:
+    values = np.random.default_rng(0).normal(0, 1, (1, 96, 96)).astype(np.float32)
+    scene = str(make_geotiff(values, name="scene.tif"))
+    easy, strict = ({"semantic": 0.1}, {"semantic": 0.9})
+    found = [
+        drift_of(
+            SimpleNamespace(build=lambda: Bright(1.0), adapter=adapter(tile=64, tile_overlap=16), thresholds=one),
+            [scene],
+            4,
+        )
+        for one in (easy, {}, strict)
+    ]
+    assert found[0].unsteady < found[1].unsteady < found[2].unsteady, "the surer a pixel must be, the fewer agree"
+    assert found[1] == drift(Bright(1.0), adapter(tile=64, tile_overlap=16), [scene], 4)
