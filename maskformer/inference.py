@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from maskformer import dense_inference
@@ -68,12 +69,14 @@ def instances(
     min_area: int = 0,
     thing: Sequence[bool] | None = None,
     limit: int | None = None,
+    queries: list[NDArray[np.int64]] | None = None,
 ) -> list[MaskSet]:
     """Objects of each picture, best first; masks may overlap, and a query may give an object per class.
 
     An object's score is p(class) × the mean mask probability inside its mask (mask probability > `mask`); objects under
     `score`, smaller than `min_area` pixels, empty, or of classes that are not `thing` are left out. `limit` keeps the
-    most probable classes of queries before masks are looked at (published: 100; here no limit).
+    most probable classes of queries before masks are looked at (published: 100; here no limit). `queries` takes (N,)
+    the query of each object, picture by picture; nothing for a per-pixel prediction.
     """
     if isinstance(prediction, DensePrediction):
         probabilities = semantic(prediction, size, valid)
@@ -87,14 +90,17 @@ def instances(
         # The mask's mean is at most 1: what is under the threshold now cannot come back. Nor can empty ones matter.
         order = flat.argsort(descending=True, stable=True)[:limit]
         order = order[flat[order] >= max(score, 0)]
-        queries, labels = order // candidates.shape[1], order % candidates.shape[1]
-        used, place = queries.unique(return_inverse=True)
+        query, labels = order // candidates.shape[1], order % candidates.shape[1]
+        used, place = query.unique(return_inverse=True)
         drawn, quality = draw(masks[used].float(), real, size, threshold)
         scores = (flat[order] * quality[place]).cpu().numpy()
         objects = drawn[place.cpu().numpy()]
         objects = objects.with_labels(labels.cpu().numpy()).with_scores(scores.astype(np.float32))
-        objects = objects[(scores >= score) & (objects.areas >= max(min_area, 1))]
-        found.append(objects[np.argsort(-objects.scores, kind="stable")])
+        kept = np.flatnonzero((scores >= score) & (objects.areas >= max(min_area, 1)))
+        kept = kept[np.argsort(-objects.scores[kept], kind="stable")]
+        found.append(objects[kept])
+        if queries is not None:
+            queries.append(query.cpu().numpy()[kept])
     return found
 
 

@@ -38,7 +38,7 @@ class Prediction(NamedTuple):
 
     class_logits (B, Q, K+1), "no object" last; mask_logits (B, Q, ⌈H/4⌉, ⌈W/4⌉); auxiliary: the earlier decoder
     layers, first layer first (empty where the model is not training or does not supervise them); maps: more to
-    supervise in training, where the query decoder draws any. In training, mask_embed (B, Q, c) and mask_features
+    supervise in training, where the query decoder draws any. mask_embed (B, Q, c) and, in training, mask_features
     (B, c, h, w) are the factors of mask_logits, where it is their plain product.
     """
 
@@ -72,8 +72,8 @@ def predict_layers(layers: Sequence[tuple[Tensor, Tensor]], mask_features: Tenso
     `keep_factors` (in training) keeps the factors, and the earlier layers as auxiliary.
     """
     class_logits, mask_embed = layers[-1]
-    prediction = Prediction(class_logits, dot_product_masks(mask_embed, mask_features))
+    prediction = Prediction(class_logits, dot_product_masks(mask_embed, mask_features), mask_embed=mask_embed)
     if not keep_factors:
         return prediction
     earlier = tuple(LayerPrediction(c, m, mask_features) for c, m in layers[:-1])
-    return prediction._replace(auxiliary=earlier, mask_embed=mask_embed, mask_features=mask_features)
+    return prediction._replace(auxiliary=earlier, mask_features=mask_features)

@@ -17,7 +17,8 @@ def agree(views: Sequence[MaskSet]) -> MaskSet:
 
     Every object of the first view is matched to at most one of each other view (same class, mask IoU above
     0.5). Its mask becomes the majority of the masks found, ties going to the first view; its score the mean
-    over all views, counting 0 where a view does not see it. So what flips disagree on sinks in score.
+    over all views, counting 0 where a view does not see it. So what flips disagree on sinks in score. The order stays
+    that of the first view; an object that no majority sees has no pixel left.
     """
     first, *others = views
     if not others or not len(first):
@@ -33,8 +34,7 @@ def agree(views: Sequence[MaskSet]) -> MaskSet:
             scores[mine] += other.scores[theirs]
     twice = 2 * votes
     majority = (twice > seen[:, None, None]) | ((twice == seen[:, None, None]) & own)
-    merged = MaskSet.from_dense(majority, first.labels, scores / len(views))
-    return merged[merged.areas > 0]
+    return MaskSet.from_dense(majority, first.labels, scores / len(views))
 
 
 def _matches(first: MaskSet, other: MaskSet) -> list[tuple[int, int]]:

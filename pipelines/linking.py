@@ -17,6 +17,8 @@ from maskformer.masks import MaskSet
 from pipelines.ends import End
 from pipelines.evidence import EQUAL, Tie
 
+CONVINCING = 0.5  # mean gain of likeness from which traits overrule nesting ranks; a right angle is 1
+
 
 class Fragment(NamedTuple):
     """One object of one tile, but for its runs."""
@@ -27,6 +29,7 @@ class Fragment(NamedTuple):
     area: int
     seen_whole_by: tuple[int, ...]  # tiles that see all of a fragment which its own tile's inner border cuts
     ends: tuple[End, ...] = ()  # where that border cuts a long one
+    traits: NDArray[np.float16] | None = None  # (D,) class probabilities or embedding, where the model gives any
 
 
 class Link(NamedTuple):
@@ -182,7 +185,7 @@ def _forced(joined: _Joined, tie: Tie) -> None:
 
 
 def _decide(fragments: Mapping[int, Fragment], joined: _Joined, tie: Tie, sides: _Sides) -> int:
-    """Pair the rest of a tie by evidence, then equal scores, nesting rank, nearest score.
+    """Pair the rest of a tie by evidence, then equal scores, nesting rank, likeness of traits, nearest score.
 
     Returns how many of the links are a guess (two partially overlapping objects look nested in either tile)
     or refused.
@@ -196,10 +199,11 @@ def _decide(fragments: Mapping[int, Fragment], joined: _Joined, tie: Tie, sides:
     theirs = _known_sizes(fragments, joined, [tie.second[c] for c in columns])
     # of twins that nobody has told apart yet it makes no difference which is which
     proven = (one.twins and not np.ptp(mine)) or (other.twins and not np.ptp(theirs))
+    nested = one.nested and other.nested
     if one.same_scores(other):  # to the bit, and no two alike: the same object seen twice
         preference = (one.scores[:, None] != other.scores[None, :]).astype(float)
         proven = True
-    elif one.nested and other.nested:
+    elif nested:
         if len(rows) == len(columns):  # k-th smallest with k-th smallest; squares make crossing pairs dearer
             away = (one.ranks(mine)[:, None] - other.ranks(theirs)[None, :]) ** 2
         else:
@@ -207,15 +211,43 @@ def _decide(fragments: Mapping[int, Fragment], joined: _Joined, tie: Tie, sides:
         preference = away / max(away.max(), 1e-12) + 1e-3 * np.abs(one.scores[:, None] - other.scores[None, :])
     else:
         preference = np.abs(one.scores[:, None] - other.scores[None, :])
-    wanted = table - EQUAL * 1e3 * preference
     allowed = np.array([[joined.fits(tie.first[r], tie.second[c]) for c in columns] for r in rows])
+    chosen = _assigned(table, preference, allowed)
+    if not proven:
+        unlike = _unlikeness([fragments[tie.first[r]] for r in rows], [fragments[tie.second[c]] for c in columns])
+        other_way = chosen if unlike is None else _assigned(table, unlike + 1e-3 * preference, allowed)
+        if unlike is not None and (unlike[chosen] - unlike[other_way]).mean() > (CONVINCING if nested else 0):
+            chosen = other_way
     ambiguous = 0
-    for row, column in zip(*linear_sum_assignment(np.where(allowed, wanted, -1e3), maximize=True), strict=True):
+    for row, column in zip(*chosen, strict=True):
         if table[row, column] <= 0:
             continue
         fits = allowed[row, column] and joined.unite(tie.first[rows[row]], tie.second[columns[column]])
         ambiguous += not (fits and proven)
     return ambiguous
+
+
+def _assigned(
+    table: NDArray[np.float64], preference: NDArray[np.float64], allowed: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns paired by the greatest evidence, then by the least `preference`."""
+    wanted = table - EQUAL * 1e3 * preference
+    rows, columns = linear_sum_assignment(np.where(allowed, wanted, -1e3), maximize=True)
+    return rows, columns
+
+
+def _unlikeness(first: Sequence[Fragment], second: Sequence[Fragment]) -> NDArray[np.float64] | None:
+    """(n, m) half the squared distance of unit traits, less what all have in common; None where some have none.
+
+    0 for the same direction, 2 for opposite ones.
+    """
+    traits = [one.traits for one in (*first, *second)]
+    if any(one is None for one in traits):
+        return None
+    table = np.array(traits, np.float64)
+    table -= table.mean(axis=0)  # fragments of one class agree in most: what tells them apart is the rest
+    table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)
+    return 1 - table[: len(first)] @ table[len(first) :].T
 
 
 class _Side:

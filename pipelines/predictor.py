@@ -17,6 +17,7 @@ from adapters.base import DomainAdapter
 from maskformer import inference
 from maskformer.masks import MaskSet
 from maskformer.precision import prepare
+from maskformer.prediction import Prediction
 from pipelines.config import PredictOptions
 from pipelines.consensus import agree
 from pipelines.devices import PRECISIONS, choose_device, choose_precision
@@ -33,13 +34,21 @@ WHOLE_PLANE = (
 FLIPS: dict[str, tuple[tuple[int, ...], ...]] = {"none": ((),), "flip": ((), (-1,), (-2,), (-1, -2))}
 
 
+Traits = list[np.ndarray | None]  # picture by picture
+View = tuple[np.ndarray, list[MaskSet], Traits]  # probabilities, objects, and what tells these apart
+
+
 @dataclass(frozen=True)
 class TileResult:
-    """One tile: `objects` in tile coordinates, `probabilities` (K, h, w) float16 in 0..1, `valid` (h, w) bool."""
+    """One tile: `objects` in tile coordinates, `probabilities` (K, h, w) float16 in 0..1, `valid` (h, w) bool.
+
+    traits: (N, D) float16, what tells the objects apart besides their masks (see `object_traits`), where it is known.
+    """
 
     objects: MaskSet
     probabilities: np.ndarray
     valid: np.ndarray
+    traits: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -74,13 +83,21 @@ class Predictor:
         views = [self._view(batch, axes, size) for axes in FLIPS[self.options.tta]]
         results = []
         for index, valid in enumerate(valids):
-            probabilities = np.mean([p[index] for p, _ in views], axis=0) * valid
-            objects = agree([o[index] for _, o in views])
-            results.append(TileResult(_clip(objects, valid), probabilities.astype(np.float16), valid))
+            probabilities = np.mean([p[index] for p, _, _ in views], axis=0) * valid
+            objects = _clip(agree([o[index] for _, o, _ in views]), valid)
+            traits, seen = views[0][2][index], objects.areas > 0
+            results.append(
+                TileResult(
+                    objects if seen.all() else objects[seen],
+                    probabilities.astype(np.float16),
+                    valid,
+                    traits if traits is None else traits[seen],
+                )
+            )
         return results
 
     @torch.inference_mode()
-    def _view(self, batch: Tensor, axes: tuple[int, ...], size: tuple[int, int]) -> tuple[np.ndarray, list[MaskSet]]:
+    def _view(self, batch: Tensor, axes: tuple[int, ...], size: tuple[int, int]) -> View:
         """Predict one flipped view and flip the answer back."""
         # Flip the picture inside its padding, so that the padding stays at the bottom and right.
         height, width = size
@@ -91,23 +108,28 @@ class Predictor:
         # Layered classes do not compete for a pixel.
         combine = "noisy-or" if self.adapter.overlap == "layered" else "sum"
         probabilities = inference.semantic(prediction, size, valid=size, combine=combine).float().cpu().numpy()
-        objects = self._objects(prediction, size)
+        objects, traits = self._objects(prediction, size)
         if axes:
             probabilities = np.flip(probabilities, axes)
             objects = [_flip(o, axes) for o in objects]
-        return probabilities, objects
+        return probabilities, objects, traits
 
-    def _objects(self, prediction: Any, size: tuple[int, int]) -> list[MaskSet]:
+    def _objects(self, prediction: Any, size: tuple[int, int]) -> tuple[list[MaskSet], Traits]:
         options, thing = self.options, self.adapter.classes.is_thing
         score = DEFAULT_SCORE if options.score is None else options.score
         if options.task == "panoptic":
             keep = DEFAULT_KEEP if options.keep is None else options.keep
             inside = self._inside_masks()
-            return inference.panoptic(prediction, size, size, thing, score, keep, inside_mask=inside)
+            objects = inference.panoptic(prediction, size, size, thing, score, keep, inside_mask=inside)
+            return objects, [None] * len(objects)  # of objects that share no pixel, masks decide all
         if self.options.task == "semantic":  # objects come from the finished class map, see assembly
-            return [MaskSet.empty(size) for _ in range(len(prediction[0]))]
+            return [MaskSet.empty(size) for _ in range(len(prediction[0]))], [None] * len(prediction[0])
         mask = DEFAULT_MASK if options.mask is None else options.mask
-        return inference.instances(prediction, size, valid=size, score=score, mask=mask, thing=thing)
+        queries: list[np.ndarray] = []
+        objects = inference.instances(
+            prediction, size, valid=size, score=score, mask=mask, thing=thing, queries=queries
+        )
+        return objects, object_traits(prediction, queries) if queries else [None] * len(objects)
 
     def _inside_masks(self) -> bool:
         """Whether a segment may take only pixels inside its own mask.
@@ -116,6 +138,17 @@ class Predictor:
         """
         config = getattr(self.model, "config", None)
         return not self.adapter.covers or (config is not None and config.query_decoder not in WHOLE_PLANE)
+
+
+def object_traits(prediction: Prediction, queries: Sequence[np.ndarray]) -> Traits:
+    """(N, D) float16 for the objects of each picture, whose queries are given: their embedding of unit length, where
+    the model gives one, else their class probabilities.
+    """
+    if prediction.mask_embed is not None:
+        every = nn.functional.normalize(prediction.mask_embed.float(), dim=-1)
+    else:
+        every = prediction.class_logits.float().softmax(-1)
+    return [one[query].astype(np.float16) for one, query in zip(every.cpu().numpy(), queries, strict=True)]
 
 
 def settle(
@@ -173,5 +206,4 @@ def _clip(objects: MaskSet, valid: np.ndarray) -> MaskSet:
     """Cut objects to the valid pixels: nothing is ever seen where the sensor saw nothing."""
     if valid.all() or not len(objects):
         return objects
-    clipped = MaskSet.from_dense(objects.to_dense() & valid, objects.labels, objects.scores)
-    return clipped[clipped.areas > 0]
+    return MaskSet.from_dense(objects.to_dense() & valid, objects.labels, objects.scores)

@@ -108,11 +108,12 @@ class Stitcher:
         """Bytes in the temporary file."""
         return self._runs.on_disk
 
-    def add(self, tile: Tile, masks: MaskSet) -> MaskSet:
+    def add(self, tile: Tile, masks: MaskSet, traits: NDArray | None = None) -> MaskSet:
         """Add the objects of one tile (tile coordinates, perhaps none); returns the objects this closed.
 
-        ValueError for a tile of another grid, a tile added twice, a canvas that is not the tile's, or after
-        finish().
+        traits: (N, D) numbers that are alike for views of one object, such as class probabilities or embeddings; they
+        decide what masks cannot. ValueError for a tile of another grid, a tile added twice, a canvas that is not the
+        tile's, traits of another number of objects, or after finish().
         """
         number = self.grid.number(tile)
         if self._finished:
@@ -121,16 +122,22 @@ class Stitcher:
             raise ValueError(f"expected every tile once, got tile {tile.index} again")
         if masks.shape != tile.shape:
             raise ValueError(f"expected masks on the canvas {tile.shape} of tile {tile.index}, got {masks.shape}")
+        if traits is not None and len(traits) != len(masks):
+            raise ValueError(f"expected traits of {len(masks)} objects, got {len(traits)}")
         self._delivered.add(number)
         if not masks.areas.all():
+            traits = traits if traits is None else traits[masks.areas > 0]
             masks = masks[masks.areas > 0]
         strips = self.grid.meetings(tile)
         scene = masks.canonical().place(self.grid.shape, tile.offset)
         touched = self._touched(tile, scene)
+        own = traits if traits is None else np.asarray(traits, np.float16)[masks._canonical_order][touched]
         border = scene[touched]
         keys = (number << LOCAL_BITS) + np.arange(len(border))
         shown = views(border, keys, strips)
         self._keep(number, border, keys, strips)
+        for key, trait in zip(keys.tolist(), () if own is None else own):
+            self._fragments[key] = self._fragments[key]._replace(traits=trait.copy())
         reached = keys.tolist()
         reached += self._meet(number, strips.numbers.tolist(), shown)
         return self._close(reached, scene[~touched])

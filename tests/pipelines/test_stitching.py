@@ -146,6 +146,42 @@ def test_twins_that_cover_a_strip_are_reported_and_keep_their_number():
     assert result == truth.canonical() or stitcher.ambiguous_links > 0
 
 
+def see_with_traits(grid, truth, traits):
+    """The truth stitched where every tile knows its objects' traits (N, D), which come shuffled."""
+    rng = np.random.default_rng(0)
+    stitcher, closed = Stitcher(grid), []
+    for tile in grid:
+        seen, places = truth.crop_indexed(tile.window)
+        order = rng.permutation(len(seen))
+        closed.append(stitcher.add(tile, seen[order], traits[places[order]]))
+    return MaskSet.concatenate([*closed, stitcher.finish()]).canonical(), stitcher.ambiguous_links
+
+
+def test_traits_tell_apart_what_masks_cannot_and_no_more():
+    grid = Grid((96, 96), (96, 50), 4)
+    shifted = from_rows(96, [box(30, 10, 60, 70), box(30, 20, 60, 80)], [0, 0]).canonical()
+    assert stitch(grid, cut(shifted, grid)) != shifted, "each looks like the larger one in one tile"
+    own = np.array([[0.7, 0.3, 0.1], [0.7, 0.1, 0.3]])
+    assert see_with_traits(grid, shifted, own) == (shifted, 2), "right, and still counted"
+    inside = from_rows(96, [box(30, 10, 60, 80), box(30, 20, 60, 70)], [0, 0]).canonical()
+    assert stitch(grid, cut(inside, grid)) == inside
+    weak = np.array([[0.7, 0.1, 0.1], [0.7, 0.1, 0.1]])
+    assert see_with_traits(grid, inside, weak)[0] == inside, "traits that tell nothing overrule nothing"
+    apart = from_rows(96, [box(10, 10, 30, 80), box(40, 10, 60, 80)], [0, 0]).canonical()
+    swapped = [(tile, part, own[::-1] if n else own) for n, (tile, part) in enumerate(cut(apart, grid))]
+    stitcher = Stitcher(grid)
+    closed = [stitcher.add(*one) for one in swapped]
+    assert MaskSet.concatenate([*closed, stitcher.finish()]).canonical() == apart, "masks that decide are believed"
+
+
+def test_traits_are_of_as_many_objects():
+    grid = Grid((96, 96), (96, 50), 4)
+    with pytest.raises(ValueError, match="traits of 1 objects, got 2"):
+        Stitcher(grid).add(
+            grid.tiles[0], from_rows(96, [box(0, 0, 5, 5)], [0]).crop(grid.tiles[0].window), np.ones((2, 3))
+        )
+
+
 def test_what_a_detour_shows_is_used():
     # both cover the strip of the upper tiles alike; below, a loop each leads round and tells them apart
     one = [box(0, 10, 60, 150), box(60, 70, 142, 72), box(140, 70, 142, 130), box(60, 128, 142, 130)]
