@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from adapters.base import DomainAdapter
 from maskformer.masks import MaskSet
-from pipelines.blending import Blender
+from pipelines.blending import Blender, block_width, column_blocks
 from pipelines.config import PredictOptions
 from pipelines.grid import Grid, Tile
 from pipelines.predictor import Predictor, TileResult
+from pipelines.regions import RegionCollector
+from pipelines.shard_file import Found
 from pipelines.shards import predict_tiles
 from pipelines.stitching import Stitcher
 
@@ -22,7 +23,7 @@ NODATA = 255
 DEFAULT_SEMANTIC = 0.5  # a pixel is "nothing" where no class reaches this, unless the classes cover the plane
 
 Window = tuple[slice, ...]
-Band = Callable[[Window, np.ndarray, np.ndarray], None]  # full-width window, (K, rows, W) probabilities, (rows, W) seen
+Band = Callable[[Window, np.ndarray, np.ndarray], None]  # window (h, w), (K, h, w) probabilities, (h, w) seen
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,61 @@ def assemble(
     options: PredictOptions,
     on_band: Band,
 ) -> Assembled:
-    """Stitch the objects and blend the classes of all tiles of `grid`, given in row-major order.
+    """`stitch` and `blend` in one pass over tiles that come once, in row-major order."""
+    blender = Blender(grid, len(adapter.classes))
 
-    Every finished band of blended probabilities goes to `on_band` and is forgotten. Objects pass the adapter's
-    overlap rule, then the score and area limits of `options`: after stitching, for a fragment at a seam is
-    smaller than its object.
-    """
-    stitcher, blender = Stitcher(grid), Blender(grid, len(adapter.classes))
-    parts: list[MaskSet] = []
-    for tile, result in results:
-        parts.append(stitcher.add(tile, result.objects))
-        for band in blender.add(tile, result.probabilities.astype(np.float32), result.valid):
-            on_band(*band)
-    parts.append(stitcher.finish())
+    def fragments() -> Iterator[tuple[Tile, Found]]:
+        for tile, result in results:
+            yield tile, (result.objects, result.traits)
+            for band in blender.add(tile, result.probabilities.astype(np.float32), result.valid):
+                on_band(*band)
+
+    scene = stitch(fragments(), grid, adapter, options)
     for band in blender.finish():
         on_band(*band)
+    return scene
+
+
+def stitch(
+    fragments: Iterable[tuple[Tile, Found]], grid: Grid, adapter: DomainAdapter, options: PredictOptions
+) -> Assembled:
+    """The scene's objects from those of all tiles of `grid`, given in row-major order with their traits.
+
+    Objects pass the adapter's overlap rule, then the score and area limits of `options`: after stitching, for a
+    fragment at a seam is smaller than its object.
+    """
+    stitcher = Stitcher(grid)
+    parts = [stitcher.add(tile, objects, traits) for tile, (objects, traits) in fragments]
+    parts.append(stitcher.finish())
     objects = adapter.outputs(MaskSet.concatenate(parts))
     return Assembled(limit(objects, options).canonical(), stitcher.ambiguous_links)
+
+
+def blend(
+    results: Callable[[Callable[[Tile], bool]], Iterable[tuple[Tile, TileResult]]],
+    grid: Grid,
+    channels: int,
+    on_band: Band,
+) -> None:
+    """Blend the classes of the tiles of `grid`, block of columns by block of columns, so that a wide scene needs no
+    more memory than a narrow one.
+
+    results: asked for the tiles a block needs, gives them in row-major order. Every finished band of blended
+    probabilities goes to `on_band` and is forgotten.
+    """
+    for columns in column_blocks(grid, block_width(grid, channels)):
+        blender = Blender(grid, channels, columns)
+        needed = iter(results(blender.sees))
+        for tile in grid:
+            if not blender.sees(tile):
+                bands = blender.skip(tile)
+            else:
+                found, result = next(needed)
+                assert found == tile, "tiles in row-major order"
+                bands = blender.add(tile, result.probabilities.astype(np.float32), result.valid)
+            for band in bands:
+                on_band(*band)
+        blender.finish()
 
 
 def limit(objects: MaskSet, options: PredictOptions) -> MaskSet:
@@ -77,28 +116,24 @@ class ClassMapper:
 
 
 class RegionMapper:
-    """Objects of a per-pixel task: the regions of a class map of the whole scene, held in memory (1 byte a pixel).
+    """Objects of a per-pixel task: the regions of the class map.
 
     Cut at `thresholds["regions"]` where there is one, else as the class map is: at the best IoU, neighbours flow
     together.
     """
 
     def __init__(self, shape: tuple[int, int], adapter: DomainAdapter, thresholds: Mapping[str, float]) -> None:
-        self.ids = np.zeros(shape, np.uint8)
-        self.classes = len(adapter.classes)
+        self._collector = RegionCollector(shape, len(adapter.classes))
         threshold = thresholds.get("regions", thresholds.get("semantic", DEFAULT_SEMANTIC))
-        self._mapper = ClassMapper(adapter, threshold, self._write)
+        self._mapper = ClassMapper(adapter, threshold, self._collector.add)
 
     def __call__(self, window: Window, probabilities: np.ndarray, valid: np.ndarray) -> None:
         self._mapper(window, probabilities, valid)
 
     def replace_objects(self, scene: Assembled, options: PredictOptions) -> Assembled:
         """The scene with the regions for objects."""
-        found = limit(regions(self.ids, self.classes), options)
+        found = limit(self._collector.finish(), options)
         return Assembled(found.canonical(), scene.ambiguous_links)
-
-    def _write(self, window: Window, band: np.ndarray) -> None:
-        self.ids[window] = band
 
 
 def class_map(probabilities: np.ndarray, valid: np.ndarray, adapter: DomainAdapter, threshold: float) -> np.ndarray:
@@ -109,16 +144,6 @@ def class_map(probabilities: np.ndarray, valid: np.ndarray, adapter: DomainAdapt
         ids[probabilities.max(0) < threshold] = 0
     ids[~valid] = NODATA
     return ids
-
-
-def regions(ids: np.ndarray, classes: int) -> MaskSet:
-    """Connected regions (4 neighbours, so one polygon each) of a class map (H, W) uint8 as objects of score 1."""
-    sets = []
-    for index in range(classes):
-        numbered, count = ndimage.label(ids == index + 1)
-        if count:
-            sets.append(MaskSet.from_label_map(numbered, dict.fromkeys(range(1, count + 1), index)))
-    return MaskSet.concatenate(sets) if sets else MaskSet.empty(ids.shape)
 
 
 def predict_in_memory(

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from pipelines.grid import Grid, Tile, Window
 
+BLOCK_BYTES = 128 * 2**20
+RASTER_BLOCK = 512  # px: neighbours that write into one block of a file would each pack it anew
 FLOOR = 1e-3  # the weight at a tile's border: a scene's own border, which no other tile sees, still counts
 
 Band = tuple[Window, NDArray[np.float32], NDArray[np.bool_]]
@@ -25,6 +27,12 @@ def window_weights(shape: tuple[int, ...], floor: float = FLOOR) -> NDArray[np.f
         rise = np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
         weights = weights[..., None] * (floor + (1 - floor) * rise)
     return weights.astype(np.float32)
+
+
+def block_width(grid: Grid, channels: int) -> int:
+    """Columns that are blended at once: whole blocks of a raster, of which the open rows take about `BLOCK_BYTES`."""
+    column = 4 * (channels + 1) * min(grid.tile[0], grid.shape[0])
+    return max(1, BLOCK_BYTES // column // RASTER_BLOCK) * RASTER_BLOCK
 
 
 def column_blocks(grid: Grid, width: int) -> list[slice]:

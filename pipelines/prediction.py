@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import psutil
 from adapters.errors import InputError
 from maskformer.masks import MaskSet
 from pipelines.annotations.options import LabelOptions
-from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, RegionMapper, Window, assemble
+from pipelines.assembly import DEFAULT_SEMANTIC, Assembled, ClassMapper, RegionMapper, Window, blend, stitch
 from pipelines.batching import as_record, read_trial, settle_batch
+from pipelines.blending import block_width
 from pipelines.bundle import Bundle
 from pipelines.config import PredictOptions, WriteOptions
 from pipelines.executors import ExecutorOptions, run_shards
@@ -33,7 +35,7 @@ from pipelines.reading import Losses, kept_open
 from pipelines.scene import ScenePlan, check_unchanged, open_bundle, open_scene, plan_scene
 from pipelines.scene_report import write_scene_report
 from pipelines.shard_file import PACKED
-from pipelines.shards import is_finished, predict_tiles, read_losses, read_shards, shard_seconds
+from pipelines.shards import is_finished, predict_tiles, read_fragments, read_losses, read_shards, shard_seconds
 from pipelines.sinks.attribute_table import write_attribute_table
 from pipelines.sinks.confidence import ConfidenceSink
 from pipelines.sinks.folder import OutputFolder
@@ -204,7 +206,8 @@ def _assemble_to_disk(plan: ScenePlan, work: Path, folder: Path, source: Any, bu
             if confidence:
                 confidence.write_probabilities(window, probabilities, valid)
 
-        scene = assemble(read_shards(plan, work), plan.grid, bundle.adapter, plan.options, on_band)
+        scene = stitch(read_fragments(plan, work), plan.grid, bundle.adapter, plan.options)
+        blend(partial(read_shards, plan, work), plan.grid, len(classes), on_band)
         semantic.commit()
         if confidence:
             confidence.commit()
@@ -260,13 +263,13 @@ def forecast(plan: ScenePlan, out: str | Path) -> Forecast:
     work = work_path(plan, out)
     done = sum(is_finished(plan, number, work) for number in range(len(plan.shards)))
     left = sum(len(s) for n, s in enumerate(plan.shards) if not is_finished(plan, n, work))
-    width, side = plan.shape[1], plan.options.tile or 0
-    classes = len(bundle.adapter.classes)
+    side, classes = plan.options.tile or 0, len(bundle.adapter.classes)
+    width = min(plan.shape[1], block_width(plan.grid, classes))
     return Forecast(
         tiles=len(tiles),
         shards=len(plan.shards),
         finished_shards=done,
-        # What the process holds now, and the open rows of the blender; of a shard no more than a few tiles.
+        # What the process holds now, and the open rows of the blender with their copies; of a shard a few tiles.
         memory_bytes=psutil.Process().memory_info().rss + 2 * side * width * (classes + 1) * 4,
         disk_bytes=disk_bytes(plan, len(tiles), classes),
         seconds=left * seconds,

@@ -25,7 +25,7 @@ from pipelines.predictor import Predictor, TileResult, batched
 from pipelines.raster_cache import bounded_cache
 from pipelines.reading import Losses, Waiting, read_ahead, scene_reader
 from pipelines.scene import ScenePlan
-from pipelines.shard_file import FORMAT, nothing, read_tiles, write_tiles
+from pipelines.shard_file import FORMAT, Found, nothing, read_objects, read_tiles, write_tiles
 from pipelines.sinks.folder import atomic_write, sha256
 from pipelines.work_folder import alone_with
 
@@ -102,12 +102,24 @@ def is_finished(plan: ScenePlan, number: int, work: Path) -> bool:
     return bool(record["sha256"] == sha256(data))
 
 
-def read_shards(plan: ScenePlan, work: Path) -> Iterator[tuple[Tile, TileResult]]:
-    """All tiles of the scene in row-major order, one at a time."""
+def read_shards(plan: ScenePlan, work: Path, wanted: Callable[[Tile], bool]) -> Iterator[tuple[Tile, TileResult]]:
+    """The wanted tiles of the scene in row-major order, one at a time."""
+    for number, tiles in _tiles_of_shards(plan):
+        chosen = [place for place, tile in enumerate(tiles) if wanted(tile)]
+        results = read_tiles(_paths(work, number)[0], [tile.shape for tile in tiles], chosen)
+        yield from ((tiles[place], result) for place, result in zip(chosen, results, strict=True))
+
+
+def read_fragments(plan: ScenePlan, work: Path) -> Iterator[tuple[Tile, Found]]:
+    """The objects of all tiles of the scene in row-major order, tile by tile, and their traits."""
+    for number, tiles in _tiles_of_shards(plan):
+        yield from zip(tiles, read_objects(_paths(work, number)[0], [tile.shape for tile in tiles]), strict=True)
+
+
+def _tiles_of_shards(plan: ScenePlan) -> Iterator[tuple[int, list[Tile]]]:
     every = plan.grid.tiles
     for number, indices in enumerate(plan.shards):
-        tiles = [every[index] for index in indices]
-        yield from zip(tiles, read_tiles(_paths(work, number)[0], (tile.shape for tile in tiles)), strict=True)
+        yield number, [every[index] for index in indices]
 
 
 def read_losses(plan: ScenePlan, work: Path) -> Losses:

@@ -18,12 +18,13 @@ import numpy as np
 
 from adapters.base import Annotation, DomainAdapter
 from maskformer.masks import MaskSet
-from pipelines.assembly import DEFAULT_SEMANTIC, Band, Window, class_map, limit, predict_in_memory, regions
+from pipelines.assembly import DEFAULT_SEMANTIC, Band, Window, class_map, limit, predict_in_memory
 from pipelines.blending import Blender
 from pipelines.counting_metrics import count_quality
 from pipelines.grid import Grid, Tile
 from pipelines.metrics import box_f1, f1
 from pipelines.predictor import DEFAULT_SCORE, Predictor
+from pipelines.regions import regions
 from pipelines.shards import predict_tiles
 from pipelines.stitching import stitch
 

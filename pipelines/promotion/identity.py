@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from adapters.base import DomainAdapter
 from maskformer.masks import MaskSet
-from pipelines.assembly import ClassMapper, RegionMapper, Window, assemble, limit, regions
+from pipelines.assembly import ClassMapper, RegionMapper, Window, assemble, limit
 from pipelines.config import PredictOptions
 from pipelines.grid import Grid, Tile
 from pipelines.predictor import TileResult
 from pipelines.promotion.policy import Verdict
 from pipelines.promotion.units import class_ids
+from pipelines.regions import regions
 
 Rng = np.random.Generator
 LARGEST = 2200  # pixels a side of a made scene; fewer than three tiles of more than 800 px are seams enough

@@ -10,9 +10,10 @@ from rasterio.crs import CRS
 from scipy import ndimage
 
 from maskformer.masks import MaskSet
-from pipelines.assembly import NODATA, class_map, predict_in_memory, regions
+from pipelines.assembly import NODATA, class_map, predict_in_memory
 from pipelines.config import PredictOptions
 from pipelines.predictor import Predictor
+from pipelines.regions import regions
 from tests.models import Oracle, adapter
 
 

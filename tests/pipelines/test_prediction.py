@@ -13,9 +13,10 @@ import rasterio
 from affine import Affine
 
 from adapters.errors import InputError
-from pipelines import cli, shards
+from pipelines import assembly, blending, cli, shards
+from pipelines.blending import Blender
 from pipelines.bundle import load_bundle
-from pipelines.config import PredictOptions
+from pipelines.config import PredictOptions, WriteOptions
 from pipelines.prediction import finish_scene, forecast, predict_scene
 from pipelines.scene import plan_scene
 from pipelines.shards import is_finished, predict_shard
@@ -67,6 +68,22 @@ def test_files_that_agree(scene: Path, bundle: Path, tmp_path: Path) -> None:
         assert (written.shape, written.transform, written.crs) == (source.shape, source.transform, source.crs)
         ids = written.read(1)
     assert (ids[:20, :30] == 255).all() and (ids[20:] != 255).all()
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic"])
+def test_a_wide_scene_is_put_together_block_of_columns_by_block_to_the_same_bytes(
+    task: str, scene: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS.model_copy(update={"task": task})
+    whole = predict_scene(scene, bundle, tmp_path / "whole", options, write=WriteOptions(confidence=True))
+    monkeypatch.setattr(blending, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(blending, "RASTER_BLOCK", 48)  # four blocks, none of which ends where a tile does
+    made = []
+    monkeypatch.setattr(assembly, "Blender", lambda *words: made.append(Blender(*words)) or made[-1])
+    blocks = predict_scene(scene, bundle, tmp_path / "blocks", options, write=WriteOptions(confidence=True))
+    assert [one.columns for one in made] == [slice(0, 48), slice(48, 96), slice(96, 144), slice(144, 170)]
+    for name in ("semantic.tif", "confidence.tif", "objects.parquet"):
+        assert digest(blocks / name) == digest(whole / name), name
 
 
 def test_a_repeated_run_gives_the_same_bytes_beside_the_first(scene: Path, bundle: Path, tmp_path: Path) -> None:

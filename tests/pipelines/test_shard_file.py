@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,8 @@ def tile(seed: int, shape: tuple[int, int] = SHAPE, objects: int = 4) -> TileRes
 
 def test_tiles_come_back_as_they_were(tmp_path: Path) -> None:
     written = [tile(0), nothing(SHAPE, CLASSES), tile(1, objects=0), tile(2, (33, 9)), nothing((33, 9), CLASSES)]
+    traits = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float16)
+    written[3] = replace(written[3], traits=traits)
     odd = np.array([0.0, -0.0, 1.0, 6e-8, np.inf, 0.1], np.float16)  # the file keeps bits, whatever they mean
     written[0].probabilities.reshape(-1)[: len(odd)] = odd
     write_tiles(tmp_path / "a.npz", iter(written), CLASSES)
@@ -52,6 +55,10 @@ def test_tiles_come_back_as_they_were(tmp_path: Path) -> None:
         assert one.probabilities.tobytes() == other.probabilities.tobytes()
         assert other.probabilities.dtype == np.float16 and other.probabilities.shape == one.probabilities.shape
         assert np.array_equal(one.valid, other.valid)
+        assert (one.traits is None) == (other.traits is None)
+        assert one.traits is None or (
+            other.traits.tobytes() == one.traits.tobytes() and other.traits.dtype == np.float16
+        )
     write_tiles(tmp_path / "b.npz", iter(written), CLASSES)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
