@@ -170,7 +170,7 @@ def test_auxiliary_layers() -> None:
     ours, given = decoder(), pixels()
     with torch.no_grad():
         quiet = ours(given)
-        assert quiet.auxiliary == () and quiet.mask_embed is None
+        assert quiet.auxiliary == () and quiet.mask_features is None  # what only the loss reads
         loud = ours.train()(given)
         assert decoder(auxiliary=False).train()(given).auxiliary == ()
     assert torch.equal(quiet.mask_logits, loud.mask_logits)
