@@ -7,7 +7,7 @@ from pathlib import Path
 # What benchmarks are made of.
 PARTS = (
     *("density_unet", "measure", "ours", "record", "sahi_merging", "scene_rivals", "stitching_scene", "theirs"),
-    *("buildings_scene", "shifts", "volume_training"),
+    *("buildings_scene", "shifts", "volume_adaptation", "volume_training"),
 )
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("[a-z]*.py") if p.stem not in PARTS)
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,31 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.errors import InputError
 from benchmarks.record import ROOT, config_hash, write_result
-from pipelines.adaptation.adapt import Request, apply, subject_of
-from pipelines.adaptation.target import Effort, Subject, Target
-from pipelines.adaptation.verdict import Measured, Score, compare, measured
-from pipelines.bundle import Bundle, load_bundle
+from benchmarks.volume_adaptation import EFFORT, TRIALS, Ground, trained_on, trials
+from pipelines.bundle import load_bundle
 from pipelines.config import RunConfig, load_config
 from pipelines.experiments import train
-from pipelines.volumes.cases import gather_cases, split_cases
 
 CONFIG = ROOT / "configs" / "medical" / "hippocampus.yaml"
 DATA = ROOT.parent / "shared" / "data" / "medical" / "hippocampus"
 STRENGTH = 0.9  # of the field's logarithm, at most, either way: down to 0.41 or up to 2.5
 SEEDS = (0, 1, 2)
-EFFORT = Effort(crops=64, steps=60)
-UPPER_STEPS = 150
-STATISTICS = ("input_statistics", "norm_statistics")
-TRIALS: dict[str, tuple[str, ...]] = {
-    "input statistics": ("input_statistics",),
-    "norm statistics": ("norm_statistics",),
-    "self-training": ("self_training",),
-    "default: both statistics": STATISTICS,
-    "default and self-training": (*STATISTICS, "self_training"),
-    "test time, each study alone": ("test_time",),
-}
 
 
 def main() -> None:
@@ -56,7 +41,8 @@ def main() -> None:
     bundle = load_bundle(source_model(folder))
     for seed in (None, *SEEDS):
         rows = done.setdefault("none" if seed is None else f"bias field, seed {seed}", {})
-        for name, row in trials(bundle, seed, folder, rows):
+        best = None if seed is None else partial(supervised, seed, folder)
+        for name, row in trials(Ground(bundle, config_of(seed, folder), best), rows):
             rows[name] = row
             done_file.write_text(json.dumps(done, indent=1))
             print(seed, name, {key: row[key] for key in row if key != "notes"}, flush=True)
@@ -119,59 +105,7 @@ def source_model(folder: Path) -> Path:
 
 
 def supervised(seed: int, folder: Path) -> Path:
-    out = folder / f"supervised-{seed}"
-    if not (out / "bundle").exists():
-        config = config_of(seed, folder)
-        model = config.model.model_copy(
-            update={"init_from": str(source_model(folder)), "weights": None, "overrides": {}}
-        )
-        options = config.train.model_copy(update={"steps": UPPER_STEPS, "learning_rate": 5e-4})
-        train(config.model_copy(update={"model": model, "train": options}), out)
-    return out / "bundle"
-
-
-def trials(bundle: Bundle, seed: int | None, folder: Path, known: dict[str, Any]) -> Any:
-    """(name, row) of everything that is not known yet."""
-    config = config_of(seed, folder)
-    held = split_cases(gather_cases(config), config.split, 0).test
-    studies = [str(one.case.image) for one in held]
-    source = measured(subject_of(bundle), config)
-    if "source only" not in known:
-        yield "source only", {"dice": round(source.scores["dice"], 4)}
-    if "supervised" not in known and seed is not None:
-        best = measured(subject_of(load_bundle(supervised(seed, folder))), config)
-        yield "supervised", {"dice": round(best.scores["dice"], 4)}
-    for name, strategies in TRIALS.items():
-        if name in known:
-            continue
-        began = time.process_time()
-        request = Request(strategies, EFFORT)
-        try:
-            if name.startswith("test time"):
-                found, notes = each_alone(bundle, studies, request, config)
-            else:
-                subject = apply(subject_of(bundle), Target(tuple(studies), EFFORT), request)
-                found, notes = measured(subject, config), subject.notes
-        except InputError as error:
-            yield name, {"refused": str(error)}
-            continue
-        seconds = round(time.process_time() - began, 1)
-        difference = compare(source, found).differences["dice"].to_dict()
-        dice = round(found.by_unit["dice"].value, 4)
-        yield name, {"dice": dice, "difference": difference, "processor_seconds": seconds, "notes": notes}
-
-
-def each_alone(
-    bundle: Bundle, studies: list[str], request: Request, config: RunConfig
-) -> tuple[Measured, dict[str, Any]]:
-    """Every study by a model adapted to it alone; all scores as if of one model."""
-    above, below = [], []
-    for number, study in enumerate(studies):
-        subject: Subject = apply(subject_of(bundle), Target((study,), EFFORT), request)
-        score = measured(subject, config).by_unit["dice"]
-        above.append(score.above[number])
-        below.append(score.below[number])
-    return Measured({}, {"dice": Score(np.stack(above), np.stack(below))}), {}
+    return trained_on(config_of(seed, folder), source_model(folder), folder / f"supervised-{seed}")
 
 
 def table(done: dict[str, Any]) -> list[str]:

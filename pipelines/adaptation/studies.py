@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 CLEARLY = 0.95  # of the features' distance without it, from which flattening is taken
 CACHE_MB = 2048
+FAT_HU = -50  # fat and air lie below in every CT; intensities of MR are no negative numbers, ringing apart
+SLAB = 16  # slices read at once
 
 
 def opened(study: str, adapter: DomainAdapter) -> VolumeSource:
@@ -52,10 +54,12 @@ def slices(studies: Sequence[str], adapter: DomainAdapter, effort: Effort) -> li
 def study_statistics(subject: Subject, target: Target) -> Subject:
     """Each study by its own statistics, and flattened where that brings its features nearer to the trained ones.
 
-    Fixed windows (CT) are physics and stay. MR by a data set's statistics is brought to each volume's own.
+    Fixed windows (CT) are physics and stay, as long as the studies are in Hounsfield units: a model of CT that meets MR
+    is brought to each volume's own statistics, as MR by a data set's statistics is.
     """
     adapter, rules = subject.adapter, subject.adapter.volume or VolumeRules()
-    if any(channel.clip is not None and rules.intensity == "dataset" for channel in adapter.channels):
+    windows = any(channel.clip is not None and rules.intensity == "dataset" for channel in adapter.channels)
+    if windows and all(_hounsfield(study, adapter) for study in target.scenes):
         return replace(subject, notes=subject.noted("input_statistics", {"left_out": "fixed windows are physics"}))
     by_volume = replace(adapter, volume=replace(rules, intensity="volume"))
     flat = replace(adapter, volume=replace(rules, intensity="volume", flatten=True))
@@ -63,6 +67,16 @@ def study_statistics(subject: Subject, target: Target) -> Subject:
     chosen = flat if distances["flattened"] < CLEARLY * distances["volume"] else by_volume
     note = {"flatten": chosen is flat, "distances": {name: round(value, 4) for name, value in distances.items()}}
     return replace(subject, adapter=chosen, notes=subject.noted("input_statistics", note))
+
+
+def _hounsfield(study: str, adapter: DomainAdapter) -> bool:
+    """Whether a study is a CT: by its modality where the file tells it, else by its lowest value."""
+    with opened(study, adapter) as source:
+        if source.modality is not None:
+            return source.modality == "CT"
+        length = source.shape[-1]
+        slabs = (slice(start, min(start + SLAB, length)) for start in range(0, length, SLAB))
+        return any(source.read((slice(None), slice(None), slab))[0].min() < FAT_HU for slab in slabs)
 
 
 def lessons(subject: Subject, target: Target, keeper: Keeper) -> tuple[list[PreparedCase], dict[str, int]]:

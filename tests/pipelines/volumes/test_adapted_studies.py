@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from adapters.channels import Channel, ChannelSet
 from adapters.errors import InputError
 from pipelines import cli
 from pipelines.adaptation.adapt import Request, adapt, apply, subject_of
@@ -104,3 +105,21 @@ def test_each_study_with_a_model_of_its_own(model: Path, cases: Path, tmp_path: 
     assert run["model"]["sha256"] != load_bundle(model).sha256 and "test-time" in run["model"]["name"]
     assert nibabel.load(folders[0] / "labels.nii.gz").shape == nibabel.load(good).shape
     assert np.asanyarray(nibabel.load(folders[0] / "labels.nii.gz").dataobj).max() <= 2
+
+
+def test_a_model_of_ct_keeps_its_window_on_ct_alone(cases: Path, tmp_path: Path) -> None:
+    """A window of Hounsfield units says nothing about MR, whose volumes are scaled by their own statistics."""
+    window = Channel("image", (1,), offset=40.0, scale=200.0, clip=(-160.0, 240.0))
+    ct = adapter(context_slices=0).with_channels(ChannelSet((window,)))
+    bundle = tiny_bundle(tmp_path / "ct", ct, thresholds={"semantic": 0.05, "score": 0.0})
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for path in map(Path, images(cases)):
+        image = nibabel.load(path)
+        hounsfield = np.asanyarray(image.dataobj) * 100 - 90  # fat to muscle
+        nibabel.save(nibabel.Nifti1Image(hounsfield.astype(np.int16), image.affine), scans / path.name)
+    request = Request(("input_statistics",), QUICK)
+    kept = apply(subject_of(load_bundle(bundle)), Target(tuple(map(str, sorted(scans.iterdir()))), QUICK), request)
+    assert "left_out" in kept.notes["input_statistics"] and kept.adapter.channels == ct.channels
+    changed = apply(subject_of(load_bundle(bundle)), Target(tuple(images(cases)), QUICK), request)
+    assert changed.adapter.volume is not None and changed.adapter.volume.intensity == "volume"
