@@ -19,6 +19,7 @@ from pipelines.adaptation.target import Effort, Subject, Target, padded
 from pipelines.volumes.options import VolumeOptions
 from pipelines.volumes.prediction import VolumeModel, VolumePredictor
 from pipelines.volumes.prepared import Keeper, PreparedCase, make_ready
+from pipelines.volumes.resampling import plan_resampling
 from pipelines.volumes.source import VolumeSource, open_volume
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ CLEARLY = 0.95  # of the features' distance without it, from which flattening is
 CACHE_MB = 2048
 FAT_HU = -50  # fat and air lie below in every CT; intensities of MR are no negative numbers, ringing apart
 SLAB = 16  # slices read at once
+ZOOMS = (0.9, 1.1)  # of a voxel's length, in views that ought to tell the same
+THICK = 1.5  # times the finest spacing: the axis across thick slices
 
 
 def opened(study: str, adapter: DomainAdapter) -> VolumeSource:
@@ -80,24 +83,35 @@ def _hounsfield(study: str, adapter: DomainAdapter) -> bool:
 
 
 def lessons(subject: Subject, target: Target, keeper: Keeper) -> tuple[list[PreparedCase], dict[str, int]]:
-    """What the model reads out of each study, to be learned: where it and its mirrored view say the same.
+    """What the model reads out of each study, to be learned: where it says the same of a finer and a coarser picture.
 
-    Voxels on which they disagree are unknown. taught, doubtful: counts of voxels.
+    Voxels on which they disagree are unknown. taught, doubtful: counts of voxels. Not mirrored: a model that has to
+    tell left from right, or front from back, knows no mirrors.
     """
     from pipelines.volumes.labels import VolumeLabels
 
     cases, counts = [], {"taught": 0, "doubtful": 0}
-    model = VolumeModel(deepcopy(subject.model), subject.adapter, subject.thresholds, task=subject.task)
-    views = [VolumePredictor(model, VolumeOptions(tta=tta, task=subject.task)) for tta in ("flip", "none")]
+    module, options = deepcopy(subject.model), VolumeOptions(task=subject.task)
     for number, study in enumerate(target.scenes):
         with opened(study, subject.adapter) as source:
-            both, plain = (view(source) for view in views)
-            doubtful = both.labels != plain.labels
-            counts["taught"] += int((both.labels > 0)[~doubtful].sum())
+            adapters = (subject.adapter, *(_zoomed(subject.adapter, source, factor) for factor in ZOOMS))
+            models = (VolumeModel(module, one, subject.thresholds, task=subject.task) for one in adapters)
+            usual, *views = (VolumePredictor(model, options)(source) for model in models)
+            doubtful = np.logical_or.reduce([view.labels != usual.labels for view in views])
+            counts["taught"] += int((usual.labels > 0)[~doubtful].sum())
             counts["doubtful"] += int(doubtful.sum())
-            known = VolumeLabels(both.objects, subject.adapter.classes.names, doubtful)
+            known = VolumeLabels(usual.objects, subject.adapter.classes.names, doubtful)
             cases.append(make_ready(source, known, subject.adapter, keeper, f"study {number}"))
     return cases, counts
+
+
+def _zoomed(adapter: DomainAdapter, source: VolumeSource, factor: float) -> DomainAdapter:
+    """The adapter with voxels `factor` times as long; axes of thick slices stay as they are."""
+    rules = adapter.volume or VolumeRules()
+    spacing = plan_resampling(source.geometry, rules.orientation, adapter.spacing).target.spacing
+    fine = [length < THICK * min(spacing) for length in spacing]
+    first, second, third = (s * factor if is_fine else s for s, is_fine in zip(spacing, fine, strict=True))
+    return replace(adapter, spacing=(first, second, third))
 
 
 def measured_studies(subject: Subject, config: RunConfig) -> Measured:

@@ -50,7 +50,7 @@ def test_statistics_and_norms_of_studies(model: Path, cases: Path, tmp_path: Pat
     assert moved and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in moved)
 
 
-def test_lessons_leave_out_what_a_mirror_changes(model: Path, cases: Path) -> None:
+def test_lessons_leave_out_what_a_zoom_changes(model: Path, cases: Path) -> None:
     subject = subject_of(load_bundle(model))
     keeper = Keeper(1 << 28)
     taught, counts = lessons(subject, Target(tuple(images(cases)[:1]), QUICK), keeper)
